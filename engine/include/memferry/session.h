@@ -1,0 +1,235 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/**
+ * @file session.h
+ * One move of one guest, as seen from one of its two hosts.
+ *
+ * A session is created, run by one thread until it has an outcome, asked for its
+ * report and destroyed.  There is no global state: several sessions may live in one
+ * process.  Memory: the session maps the guest's RAM and keeps two bits per page of it.
+ *
+ * Until the hand-off is committed every failure ends with the source guest running,
+ * unharmed.  At no time do two guests run.
+ *
+ * No ABI promise before 1.0; parameter structs begin with their size so that they can grow.
+ */
+#ifndef MF_SESSION_H
+#define MF_SESSION_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <memferry/adapter.h>
+#include <memferry/error.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define MF_API __attribute__((visibility("default")))
+#else
+#define MF_API
+#endif
+
+#define MF_SESSION_NAME_MAX 40
+#define MF_ADDRESS_MAX      128
+#define MF_DEFAULT_PORT     7741
+
+enum mf_mode {
+	MF_MODE_HYBRID,   /**< pre-copy, post-copy when it would not converge */
+	MF_MODE_PRECOPY,  /**< pre-copy only; goes on until it converges or is told */
+	MF_MODE_POSTCOPY, /**< switch at once, pull everything */
+	MF_MODE_WARM,     /**< keep the destination in step until cutover */
+	MF_MODE_COLD,     /**< pause first, then copy */
+	MF_MODE_COUNT,
+};
+
+enum mf_verify {
+	MF_VERIFY_NONE,
+	MF_VERIFY_FULL, /**< hash every page on both sides; lengthens the downtime */
+};
+
+/** What a session is doing; it only ever moves down this list. */
+enum mf_phase {
+	MF_PHASE_IDLE,
+	MF_PHASE_CONNECT,    /**< destination: listening */
+	MF_PHASE_CHECK,      /**< preflight on both hosts */
+	MF_PHASE_PREPARE,    /**< mapping, registering, connecting lanes */
+	MF_PHASE_PRECOPY,    /**< rounds, guest running at the source */
+	MF_PHASE_SWITCHOVER, /**< guest paused: last pass, device state */
+	MF_PHASE_HANDOFF,    /**< commit */
+	MF_PHASE_POSTCOPY,   /**< guest running at the destination, pages missing */
+	MF_PHASE_DONE,
+	MF_PHASE_COUNT,
+};
+
+enum mf_outcome {
+	MF_OUTCOME_NONE,      /**< still going on */
+	MF_OUTCOME_COMPLETED, /**< the guest runs at the destination, whole */
+	MF_OUTCOME_ABORTED,   /**< the guest runs at the source, unharmed */
+	MF_OUTCOME_PAUSED,    /**< committed; the destination misses pages and has no peer */
+	MF_OUTCOME_IN_DOUBT,  /**< committed; whether the destination runs is not known */
+	MF_OUTCOME_CHECKED,   /**< check_only: nothing was moved */
+};
+
+enum mf_request {
+	MF_REQUEST_CANCEL, /**< abort; before the commit only */
+	MF_REQUEST_CUTOVER, /**< switch over after this round, whatever the downtime (warm, pre-copy) */
+	MF_REQUEST_POSTCOPY, /**< switch to post-copy after this round */
+};
+
+/** One round of pre-copy; the last one runs with the guest paused. */
+struct mf_round {
+	uint32_t n; /**< from 1 */
+	uint64_t ms;
+	uint64_t pages;       /**< written, 4 KiB units */
+	uint64_t zero_pages;  /**< found zero and not written */
+	uint64_t bytes;       /**< written */
+	uint64_t dirty_pages; /**< found dirty after it, 4 KiB units */
+};
+
+/** Where a session stands; a snapshot. */
+struct mf_progress {
+	char session[MF_SESSION_NAME_MAX];
+	enum mf_side side;
+	enum mf_phase phase;
+	uint32_t round;
+	uint64_t elapsed_ms;
+	uint64_t total_bytes;           /**< of guest RAM */
+	uint64_t done_bytes;            /**< of this round, or in post-copy of what was missing */
+	uint64_t round_bytes;           /**< to do in this round; in post-copy what was missing */
+	uint64_t bytes_per_s;           /**< measured over the last second or so */
+	uint64_t dirty_bytes_per_s;     /**< by the last round; 0: not known */
+	uint64_t predicted_downtime_ms; /**< 0: not known */
+	uint64_t left_ms;               /**< of this phase; 0: not known */
+	uint64_t faults;                /**< post-copy, destination */
+};
+
+#define MF_ROUNDS_KEPT     64
+#define MF_LATENCY_BUCKETS 32
+
+struct mf_postcopy_report {
+	uint64_t ms;
+	uint64_t faults;
+	uint64_t pulled_pages; /**< 4 KiB units, faults and background */
+	struct {
+		uint64_t p50, p90, p99, p99_9, max;
+	} latency_us;                                 /**< touch seen to page mapped */
+	uint64_t latency_log2_us[MF_LATENCY_BUCKETS]; /**< [i]: 2^i <= us < 2^(i+1); [0] also 0 */
+};
+
+/** The whole story; valid after mf_session_run() returned. */
+struct mf_report {
+	char session[MF_SESSION_NAME_MAX];
+	enum mf_side side;
+	enum mf_outcome outcome;
+	enum mf_mode mode;
+	const char *transport; /**< "tcp", "verbs"; "" before one was chosen */
+	char transport_reason[200];
+	uint64_t total_ms;
+	uint64_t downtime_ms; /**< pause to resume; source: until RUNNING arrived */
+	uint32_t n_rounds;    /**< all; the first MF_ROUNDS_KEPT - 1 and the last are kept */
+	struct mf_round rounds[MF_ROUNDS_KEPT];
+	uint64_t bytes_written, bytes_read;
+	uint64_t pages_total, pages_zero, pages_resent; /**< 4 KiB units */
+	bool has_postcopy;
+	struct mf_postcopy_report postcopy;
+	uint64_t cpu_user_ms, cpu_system_ms; /**< of this process while the session ran */
+	bool has_verify;
+	uint64_t verify_pages, verify_mismatches;
+	struct mf_error error; /**< code 0: none */
+	uint32_t n_findings;   /**< preflight, this side's first */
+	struct mf_finding findings[2 * MF_FINDINGS_MAX];
+};
+
+enum mf_event_type {
+	MF_EVENT_LISTENING, /**< text: the address */
+	MF_EVENT_CONNECTED, /**< text: the peer's address */
+	MF_EVENT_TRANSPORT, /**< text: "tcp: …reason" */
+	MF_EVENT_FINDING,   /**< finding; preflight */
+	MF_EVENT_PHASE,     /**< phase */
+	MF_EVENT_ROUND,     /**< round: one that ended */
+	MF_EVENT_NOTICE,    /**< text: something people should know ("does not converge: …") */
+	MF_EVENT_RUNNING,   /**< destination: the guest runs here */
+};
+
+struct mf_event {
+	enum mf_event_type type;
+	enum mf_phase phase;
+	const char *text;                 /**< valid during the call */
+	const struct mf_round *round;     /**< likewise */
+	const struct mf_finding *finding; /**< likewise */
+};
+
+/** Called from the thread in mf_session_run(); must not call back into the session except
+ *  mf_session_request() and mf_session_progress(). */
+typedef void (*mf_event_fn)(void *ctx, const struct mf_event *event);
+
+struct mf_session_params {
+	size_t size; /**< sizeof(struct mf_session_params) */
+	enum mf_side side;
+	const char *address; /**< source: where to connect; destination: where to listen; copied */
+	struct mf_adapter guest;     /**< borrowed until mf_session_destroy() */
+	const char *run_dir;         /**< for the hand-off record and the missing-bitmap; copied */
+	enum mf_mode mode;           /**< source decides */
+	enum mf_verify verify;       /**< source decides */
+	const char *transport;       /**< "auto", "tcp", "verbs"; copied */
+	uint32_t lanes;              /**< bulk lanes; 0: 2 */
+	uint64_t max_downtime_ms;    /**< 0: 300 */
+	uint64_t max_bandwidth;      /**< bytes per second over all bulk lanes; 0: no limit */
+	uint64_t connect_timeout_ms; /**< 0: 10 s */
+	uint64_t peer_timeout_ms;    /**< silence after which the peer counts as lost; 0: 10 s */
+	bool insecure;               /**< permit the plain control channel */
+	bool check_only;             /**< source: preflight, then stop */
+	mf_event_fn on_event;        /**< NULL: none */
+	void *ctx;
+};
+
+struct mf_session;
+
+/** Checks the parameters and sets up what needs no peer; the destination listens when run.
+ *  -EINVAL, -ENOMEM, -MF_EUSAGE (address), or what bind(2) says. */
+MF_API int mf_session_create(const struct mf_session_params *params,
+			     struct mf_session **ret_session, struct mf_error *err);
+
+/** Runs the move to its outcome.  Blocks; every wait in it has a deadline, but for the destination's
+ *  wait for a first connection, which only a request or a connection ends.
+ *  0: completed (or checked without a refusal).  Else the report's error, also in @p err. */
+MF_API int mf_session_run(struct mf_session *session, struct mf_error *err);
+
+/** Any thread, any time, also from a signal handler.  What comes too late has no effect. */
+MF_API void mf_session_request(struct mf_session *session, enum mf_request request);
+
+/** Any thread. */
+MF_API void mf_session_progress(const struct mf_session *session, struct mf_progress *ret);
+
+/** Valid until mf_session_destroy(); complete after mf_session_run(). */
+MF_API const struct mf_report *mf_session_report(const struct mf_session *session);
+
+/** NULL: nothing.  Not while mf_session_run() runs. */
+MF_API void mf_session_destroy(struct mf_session *session);
+
+/** Stable names for reports and options: "hybrid", "precopy", … */
+MF_API const char *mf_mode_name(enum mf_mode mode);
+MF_API const char *mf_phase_name(enum mf_phase phase);
+MF_API const char *mf_outcome_name(enum mf_outcome outcome);
+/** "canceled", "peer", "ECONNREFUSED", …  */
+MF_API const char *mf_error_name(int code);
+
+/** One thing the data plane could use on this host. */
+struct mf_device {
+	char transport[16]; /**< "tcp", "verbs" */
+	char name[64];
+	char detail[160]; /**< addresses, speed, versions */
+	bool usable;
+	bool picked;      /**< by --transport auto */
+	char reason[160]; /**< why it is picked, or not usable */
+};
+/** Fills at most @p cap devices; returns how many there are, or a negative code. */
+MF_API int mf_devices(struct mf_device *ret, unsigned cap, struct mf_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

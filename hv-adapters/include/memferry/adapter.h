@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/**
+ * @file adapter.h
+ * The adapter contract: what the engine needs to know of one kind of guest.
+ *
+ * An adapter describes a guest's RAM, pauses and resumes it, and carries its
+ * device state as an opaque byte stream.  It moves no pages and knows nothing
+ * of transports, trackers or the protocol.  A table of callbacks, sized so that
+ * it can grow at its end.
+ *
+ * All calls come from one thread, the session thread, one at a time.  Each has
+ * a deadline of its own (@ref mf_adapter_ops.timeout_ms bounds every one of
+ * them) and may block until then.
+ *
+ * Laws (each has a test of the same number in tests/conformance):
+ *  A1  Until commit() every failure ends with the source guest running,
+ *      unharmed: whatever was called before, abort() brings it back.
+ *  A2  When pause() returns 0 no vCPU and no device writes guest memory until
+ *      abort() or resume().
+ *  A3  save_state() after pause() yields the whole device state, load_state()
+ *      takes exactly those bytes; neither runs the guest.
+ *  A4  load_state() leaves the guest stopped; only resume() runs it.
+ *  A5  commit() is the source's point of no return and cannot fail; after it
+ *      the source guest does not run again.  finish() ends it for good.
+ *  A6  describe() is stable: regions keep order, address and size until close.
+ *  A7  close() at any time releases all that the adapter holds of the guest, and
+ *      is safe after any failure.  It never resumes a guest that was committed.
+ *  A8  abort() is idempotent and also undoes prepare() at the destination.
+ */
+#ifndef MF_ADAPTER_H
+#define MF_ADAPTER_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include <memferry/error.h>
+#include <memferry/region.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum mf_side {
+	MF_SOURCE,
+	MF_DESTINATION,
+};
+
+/** What preflight says of one point. */
+enum mf_verdict {
+	MF_OK,
+	MF_WARN,
+	MF_REFUSE,
+};
+
+/** One line of preflight: `subject: detail`. */
+struct mf_finding {
+	enum mf_verdict verdict;
+	char subject[48];
+	char detail[200];
+};
+
+#define MF_FINDINGS_MAX 32
+
+/** What describe() tells.  Owned by the caller; strings are terminated. */
+struct mf_guest {
+	char kind[16];    /**< "qemu", "demo", … */
+	char name[64];    /**< for people */
+	char monitor[64]; /**< VMM and its version: "QEMU 7.2.22" */
+	char machine[64]; /**< machine type; both hosts must agree */
+	char cpu[128];    /**< CPU model and count; both hosts must agree */
+	pid_t pid;        /**< the process whose address space holds the guest's RAM */
+	uint32_t n_regions;
+	struct mf_region regions[MF_REGIONS_MAX];
+	uint32_t n_findings; /**< what the adapter itself has to say in preflight */
+	struct mf_finding findings[MF_FINDINGS_MAX];
+};
+
+/** Where save_state() puts bytes.  0, or a negative code that ends the saving. */
+typedef int (*mf_state_write_fn)(void *ctx, const void *bytes, size_t len);
+/** Where load_state() gets bytes: count, 0 at the end, or a negative code. */
+typedef ssize_t (*mf_state_read_fn)(void *ctx, void *bytes, size_t cap);
+
+struct mf_adapter_ops {
+	size_t size;      /**< sizeof(struct mf_adapter_ops) of whoever wrote the table */
+	const char *name; /**< "qemu" */
+
+	/** Fills @p ret.  The region descriptors stay the adapter's, open until close(). */
+	int (*describe)(void *hv, struct mf_guest *ret, struct mf_error *err);
+
+	/**
+	 * Once, after both sides agreed and before any page moves.  Source: sets what
+	 * saving will need.  Destination: makes sure that the guest will not run by
+	 * itself.  May change the guest's configuration, never its execution.
+	 */
+	int (*prepare)(void *hv, enum mf_side side, struct mf_error *err);
+
+	/**
+	 * A userfaultfd of the guest's address space, UFFDIO_API not yet done, O_NONBLOCK
+	 * and O_CLOEXEC.  The descriptor returned is a duplicate and the caller's to close;
+	 * the original stays open in the guest's process until close_userfaultfds(), so
+	 * that a crash of ours leaves faults waiting.
+	 */
+	int (*open_userfaultfd)(void *hv, int *ret_fd, struct mf_error *err);
+	/** Closes every original that open_userfaultfd() made.  Faults must be done with. */
+	void (*close_userfaultfds)(void *hv);
+
+	/**
+	 * Destination, guest stopped: makes the guest's address space forget all mappings of
+	 * its RAM (MADV_DONTNEED on every region; the file keeps the bytes), so that each next
+	 * touch faults.
+	 */
+	int (*forget_ram)(void *hv, struct mf_error *err);
+
+	/** Source.  Returns with the guest stopped; @p ret_stopped_us is when (monotonic µs). */
+	int (*pause)(void *hv, uint64_t *ret_stopped_us, struct mf_error *err);
+	/** Source, after pause(). */
+	int (*save_state)(void *hv, mf_state_write_fn write, void *ctx, struct mf_error *err);
+	/** Destination, after prepare().  RAM may fault while it runs. */
+	int (*load_state)(void *hv, mf_state_read_fn read, void *ctx, struct mf_error *err);
+	/** Destination, after load_state() and the commit: the guest runs. */
+	int (*resume)(void *hv, struct mf_error *err);
+
+	/** Source: from now on abort() must not run the guest. */
+	void (*commit)(void *hv);
+	/** Source: back to running, from anywhere before commit().  Destination: drop what
+	 *  was loaded; the guest there never runs. */
+	int (*abort)(void *hv, struct mf_error *err);
+	/** Source, after the destination has every page: end the guest. */
+	void (*finish)(void *hv);
+
+	/** Optional: slow the guest's vCPUs by @p percent (0 to 99).  -EOPNOTSUPP without. */
+	int (*throttle)(void *hv, unsigned percent, struct mf_error *err);
+
+	/** Releases everything.  Never fails. */
+	void (*close)(void *hv);
+};
+
+/** An open guest: the table and what it works on. */
+struct mf_adapter {
+	const struct mf_adapter_ops *ops;
+	void *hv;
+};
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * The tracker contract: which pages did the guest write?
+ *
+ * A tracker watches ranges of one address space, this process's or another's, and is
+ * asked for what was written since it was last asked.  It copies nothing and knows no
+ * guest, lanes or rounds.
+ *
+ * Thread rule: one owner thread.  collect() may block for the time of one walk over the
+ * page tables asked for.
+ *
+ * Laws (tests/conformance/conf_tracker.c has a test of each number, with writer threads):
+ *  D1  After start() every write is reported by some collect().  A write that finished
+ *      before a collect began is in that one or an earlier one; one that overlaps may slip
+ *      to the next.  Over-reporting is allowed, under-reporting never.
+ *  D2  The first collect after all writers stopped leaves nothing unreported.
+ *  D3  collect() reads and clears, and ORs into the bitmap: bits already set stay.
+ *  D4  A page that nobody wrote since its last collect is not reported for ever: over-
+ *      reporting settles (a collect without any writer after it reports nothing).
+ *  D5  collect() of a part clears that part only.
+ *  D6  stop() and close() leave the watched process as it was: no protection stays, writes
+ *      go at full speed; they are safe after the watched process is gone.
+ *  D7  Writers never wait for the tracker's owner: a stopped owner stops no guest.
+ *      (Not promised by trackers with TRK_CAP_SYNC.)
+ */
+#ifndef TRACKER_H
+#define TRACKER_H
+
+#include <stdint.h>
+#include <sys/types.h>
+
+#include <memferry/error.h>
+
+enum trk_cap {
+	TRK_CAP_SYNC = 1u << 0,       /* a write waits until the owner has served it */
+	TRK_CAP_NEEDS_UFFD = 1u << 1, /* params.uffd must be given */
+};
+
+/* One range of the watched address space. */
+struct trk_range {
+	uint64_t addr;      /* in the watched address space, aligned to page_size */
+	uint64_t len;       /* bytes, multiple of page_size */
+	uint64_t page_size; /* one bit of the bitmap; a power of two */
+};
+
+struct trk_params {
+	pid_t pid; /* whose address space; 0: this process */
+	int uffd;  /* its userfaultfd, API not yet done; borrowed until close */
+	const struct trk_range *ranges; /* copied */
+	uint32_t n_ranges;
+};
+
+struct trk_ops;
+struct trk {
+	const struct trk_ops *ops;
+};
+
+struct trk_ops {
+	const char *name; /* "pagemap" */
+	uint32_t caps;
+	/* 0: this kernel has what is needed; else -MF_EKERNEL and a sentence naming what lacks. */
+	int (*probe)(struct mf_error *err);
+	int (*open)(const struct trk_params *params, struct trk **ret_trk, struct mf_error *err);
+	int (*start)(struct trk *trk, struct mf_error *err);
+	/* ORs into bits, whose bit 0 is page `first` of that range; adds the number of pages found
+	 * (bits found set by the tracker, new or not) to *ret_pages. */
+	int (*collect)(struct trk *trk, uint32_t range, uint64_t first, uint64_t n, uint64_t *bits,
+		       uint64_t *ret_pages, struct mf_error *err);
+	void (*stop)(struct trk *trk);
+	void (*close)(struct trk *trk);
+};
+
+const struct trk_ops *const *trk_backends(void); /* best first, NULL-terminated */
+const struct trk_ops *trk_find(const char *name);
+
+int trk_open(const struct trk_ops *ops, const struct trk_params *params, struct trk **ret_trk,
+	     struct mf_error *err);
+int trk_start(struct trk *trk, struct mf_error *err);
+int trk_collect(struct trk *trk, uint32_t range, uint64_t first, uint64_t n, uint64_t *bits,
+		uint64_t *ret_pages, struct mf_error *err);
+void trk_stop(struct trk *trk);
+void trk_close(struct trk *trk); /* NULL: nothing; stops first */
+
+#endif
