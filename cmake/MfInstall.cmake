@@ -1,0 +1,43 @@
+# What leaves the build: the library with its headers and its pkg-config file, and the command.
+
+# libmemferry.so.0: every component made so far, whole; only what libmemferry.map lists is visible.
+function(mf_library)
+  get_property(components GLOBAL PROPERTY MF_COMPONENTS)
+  set(map ${PROJECT_SOURCE_DIR}/cmake/libmemferry.map)
+
+  # Objects, not archives: nothing refers to what only users of the library call.  The archives are
+  # linked for the libraries behind them; no member of one is missing any more.
+  list(TRANSFORM components REPLACE "(.+)" "$<TARGET_OBJECTS:\\1>" OUTPUT_VARIABLE objects)
+  add_library(memferry_shared SHARED ${objects})
+  set_target_properties(memferry_shared PROPERTIES
+    LINKER_LANGUAGE C
+    OUTPUT_NAME memferry
+    VERSION ${PROJECT_VERSION}
+    SOVERSION ${PROJECT_VERSION_MAJOR}
+    LINK_DEPENDS ${map})
+  target_link_libraries(memferry_shared PRIVATE mf_flags ${components})
+  target_link_options(memferry_shared PRIVATE -Wl,--version-script=${map})
+  if(NOT MF_SANITIZE) # a sanitizer's own symbols come from the program
+    target_link_options(memferry_shared PRIVATE -Wl,-z,defs)
+  endif()
+  target_include_directories(memferry_shared INTERFACE
+    ${PROJECT_SOURCE_DIR}/engine/include ${PROJECT_SOURCE_DIR}/hv-adapters/include)
+
+  install(TARGETS memferry_shared LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+  install(DIRECTORY ${PROJECT_SOURCE_DIR}/engine/include/memferry
+                    ${PROJECT_SOURCE_DIR}/hv-adapters/include/memferry
+    DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.h")
+
+  # The prefix is found from the file's own place, so that an installed tree may be moved.
+  file(RELATIVE_PATH MF_PC_PREFIX
+    ${CMAKE_INSTALL_FULL_LIBDIR}/pkgconfig ${CMAKE_INSTALL_PREFIX})
+  configure_file(${PROJECT_SOURCE_DIR}/cmake/memferry.pc.in ${PROJECT_BINARY_DIR}/memferry.pc @ONLY)
+  install(FILES ${PROJECT_BINARY_DIR}/memferry.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+endfunction()
+
+# The command lies beside the library in the build as in an installed tree.
+function(mf_install_command target)
+  file(RELATIVE_PATH lib ${CMAKE_INSTALL_FULL_BINDIR} ${CMAKE_INSTALL_FULL_LIBDIR})
+  set_target_properties(${target} PROPERTIES OUTPUT_NAME memferry INSTALL_RPATH "$ORIGIN/${lib}")
+  install(TARGETS ${target} RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+endfunction()
