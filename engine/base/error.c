@@ -45,6 +45,7 @@ const char *base_error_name(int code)
 	return name ? name : "unknown";
 }
 
+MF_PRINTF(4, 0)
 static void fill(struct mf_error *err, int code, enum mf_scope scope, const char *fmt, va_list ap)
 {
 	err->code = code;

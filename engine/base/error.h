@@ -19,7 +19,7 @@ int base_error_sys(struct mf_error *err, int code, enum mf_scope scope, const ch
 int base_error_prefix(struct mf_error *err, const char *fmt, ...) MF_PRINTF(2, 3);
 /* For codes of both kinds. */
 const char *base_strerror(int code);
-/* "ECANCELED"-like stable names for reports: "canceled", "peer", "errno-111". */
+/* Stable names for reports: "canceled", "peer", "ECONNREFUSED". */
 const char *base_error_name(int code);
 
 #endif
