@@ -12,9 +12,16 @@
  * from any thread at any time between arm() and disarm(); arm(), disarm() and close() from
  * the owner while no other call runs.
  *
+ * What the address space has mapped already does not fault: arm first, then make it forget
+ * (MADV_DONTNEED there; the file keeps the bytes), then rely on P1.
+ *
+ * After a crash another pager takes over with the same descriptors, in the same order, and the same ranges:
+ * open, arm (what waits is woken and touches again), go on.
+ *
  * Laws (tests/conformance/conf_pager.c has a test of each number):
  *  P1  After arm(), no touch of an armed, uncompleted page of the address space (read, write,
- *      or the kernel's own on its behalf) proceeds, and none returns wrong bytes.
+ *      or the kernel's own on its behalf) proceeds, and none returns wrong bytes.  Pages next to
+ *      those asked for may be armed too (neighbouring extents are joined when there are many).
  *  P2  Each touched page is reported by next() at least once; several touches of one page
  *      may be one report.
  *  P3  complete() wakes every waiter of the extent, also when the page was completed before:
@@ -33,6 +40,7 @@
 #define PAGER_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include <memferry/error.h>
@@ -47,11 +55,12 @@ struct pgr_range {
 	uint64_t len;       /* bytes */
 	uint64_t page_size; /* unit of faults and completions */
 	enum pgr_kind kind;
-	void *local; /* PGR_SHARED: our own mapping of the same bytes, writable; else NULL */
+	void *local; /* PGR_SHARED: our own mapping of the same bytes, writable, aligned; else NULL */
 };
 
 struct pgr_params {
-	const int *uffds;               /* one per shard, API not yet done; borrowed until close */
+	const int *
+		uffds; /* one per shard, API not yet done, or by an earlier pager; borrowed until close */
 	uint32_t n_uffds;               /* shards: range pages are divided among them, disjoint */
 	const struct pgr_range *ranges; /* copied */
 	uint32_t n_ranges;
@@ -78,13 +87,15 @@ int pgr_probe(enum pgr_kind kind, uint64_t page_size, struct mf_error *err);
 int pgr_open(const struct pgr_params *params, struct pgr **ret_pgr, struct mf_error *err);
 /* Arms the extents given (n 0: every range whole).  May be called once. */
 int pgr_arm(struct pgr *pgr, const struct pgr_extent *extents, size_t n, struct mf_error *err);
-/* Faults of one shard: their number, 0 at the deadline or after wake, or a negative code.
+/* Faults of one shard: their number, 0 at the deadline or when extra_fd woke it, or a negative code.
  * extra_fd (or -1): another descriptor whose readability ends the sleep. */
 int pgr_next(struct pgr *pgr, uint32_t shard, struct pgr_fault *faults, unsigned cap,
 	     uint64_t spin_us, uint64_t deadline_us, int extra_fd);
 /* The descriptor of a shard, for a caller that polls by itself (then pgr_next with a deadline of 0). */
 int pgr_fd(const struct pgr *pgr, uint32_t shard);
-/* bytes: PGR_ANON: where the extent's bytes are; PGR_SHARED: NULL. */
+/* bytes: PGR_ANON: where the extent's bytes are; PGR_SHARED: NULL.
+ * Pages not armed are passed over.  -ESRCH: the process is gone; -EFAULT: the file cannot hold the
+ * page (beyond its end, no memory).  After a failure the waiters wait: complete again. */
 int pgr_complete(struct pgr *pgr, const struct pgr_extent *extent, const void *bytes);
 void pgr_disarm(struct pgr *pgr);
 void pgr_close(struct pgr *pgr); /* NULL: nothing */

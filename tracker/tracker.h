@@ -45,7 +45,7 @@ struct trk_range {
 
 struct trk_params {
 	pid_t pid; /* whose address space; 0: this process */
-	int uffd;  /* its userfaultfd, API not yet done; borrowed until close */
+	int uffd; /* its userfaultfd, API not yet done, or by an earlier tracker; borrowed until close */
 	const struct trk_range *ranges; /* copied */
 	uint32_t n_ranges;
 };
@@ -63,7 +63,8 @@ struct trk_ops {
 	int (*open)(const struct trk_params *params, struct trk **ret_trk, struct mf_error *err);
 	int (*start)(struct trk *trk, struct mf_error *err);
 	/* ORs into bits, whose bit 0 is page `first` of that range; adds the number of pages found
-	 * (bits found set by the tracker, new or not) to *ret_pages. */
+	 * (bits found set by the tracker, new or not) to *ret_pages.  On failure what was found so far is
+	 * in both all the same.  -ESRCH: the watched process is gone. */
 	int (*collect)(struct trk *trk, uint32_t range, uint64_t first, uint64_t n, uint64_t *bits,
 		       uint64_t *ret_pages, struct mf_error *err);
 	void (*stop)(struct trk *trk);

@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* The registry of trackers, and the only callers of their tables. */
+#include "tracker/tracker.h"
+
+#include <assert.h>
+#include <string.h>
+
+extern const struct trk_ops trk_pagemap_ops;
+
+static const struct trk_ops *const backends[] = {
+	&trk_pagemap_ops,
+	NULL,
+};
+
+const struct trk_ops *const *trk_backends(void)
+{
+	return backends;
+}
+
+const struct trk_ops *trk_find(const char *name)
+{
+	for (size_t i = 0; backends[i]; i++) {
+		if (!strcmp(backends[i]->name, name))
+			return backends[i];
+	}
+	return NULL;
+}
+
+int trk_open(const struct trk_ops *ops, const struct trk_params *params, struct trk **ret_trk,
+	     struct mf_error *err)
+{
+	assert(params->n_ranges > 0 && params->pid >= 0);
+	assert(!(ops->caps & TRK_CAP_NEEDS_UFFD) || params->uffd >= 0);
+	for (uint32_t i = 0; i < params->n_ranges; i++) {
+		const struct trk_range *r = &params->ranges[i];
+		uint64_t size = r->page_size;
+		assert(size && !(size & (size - 1)));
+		assert(r->len && r->addr % size == 0 && r->len % size == 0);
+	}
+	return ops->open(params, ret_trk, err);
+}
+
+int trk_start(struct trk *trk, struct mf_error *err)
+{
+	return trk->ops->start(trk, err);
+}
+
+int trk_collect(struct trk *trk, uint32_t range, uint64_t first, uint64_t n, uint64_t *bits,
+		uint64_t *ret_pages, struct mf_error *err)
+{
+	return trk->ops->collect(trk, range, first, n, bits, ret_pages, err);
+}
+
+void trk_stop(struct trk *trk)
+{
+	trk->ops->stop(trk);
+}
+
+void trk_close(struct trk *trk)
+{
+	if (!trk)
+		return;
+	trk->ops->stop(trk);
+	trk->ops->close(trk);
+}
