@@ -1,0 +1,140 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: BSD-2-Clause
+"""
+Reads what ctest wrote with --output-junit, and judges the skips: one that tests/expected-skips does
+not allow, here, is a failure.
+
+    report.py JUNIT EXPECTED_SKIPS TALLY     judge one run; adds "PASSED FAILED SKIPPED" to TALLY
+    report.py --stage NAME REASON EXPECTED_SKIPS TALLY     judge a stage of test.sh that was left out
+    report.py --self-test
+"""
+
+import fnmatch
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree
+
+PRELUDE = r"""
+kernel_before() { [ "$(printf '%s\n%s\n' "$1" "$(uname -r)" | sort -V | head -n 1)" != "$1" ]; }
+lacks() { ! command -v "$1" >/dev/null; }
+can_kvm() { (exec 3<>/dev/kvm) 2>/dev/null; }
+"""
+
+
+def rules(path):
+    for number, line in enumerate(pathlib.Path(path).read_text().splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        # The condition may hold bars of its own: the first and the last one part the columns.
+        name, _, rest = line.partition(" | ")
+        condition, _, why = rest.rpartition(" | ")
+        if not condition.strip() or not why.strip():
+            sys.exit(f"{path}:{number}: write TEST | CONDITION | WHY")
+        yield name.strip(), condition.strip(), why.strip()
+
+
+def expected(name, table):
+    """Why this skip is fine here; None: it is not."""
+    for pattern, condition, why in table:
+        if fnmatch.fnmatchcase(name, pattern):
+            run = subprocess.run(["bash", "-c", PRELUDE + condition], stdout=subprocess.DEVNULL,
+                                 stderr=subprocess.DEVNULL)
+            if run.returncode == 0:
+                return why
+    return None
+
+
+def reason_in(output):
+    found = re.search(r"^.*?SKIP(?:PED)?: *(.+)$", output, re.M)
+    return found.group(1).strip() if found else "no reason given"
+
+
+def read(junit):
+    """Passed and failed names, and (name, reason) of whole tests and of single cases skipped."""
+    passed, failed, skipped, parts = [], [], [], []
+    for case in xml.etree.ElementTree.parse(junit).getroot().iter("testcase"):
+        name, status = case.get("name"), case.get("status")
+        output = case.findtext("system-out") or ""
+        mark = case.find("skipped")
+        if status == "disabled":
+            skipped.append((name, "disabled in CMake"))
+        elif mark is not None and "SKIP_RETURN_CODE" in mark.get("message", ""):
+            skipped.append((name, reason_in(output)))
+        elif status != "run" or case.find("failure") is not None:
+            failed.append(name)
+        else:
+            passed.append(name)
+            cases = re.findall(r"^\[  SKIPPED \] (?!\d+ test\(s\))(\S+)$", output, re.M)
+            for part in dict.fromkeys(cases):
+                parts.append((f"{name}/{part}", reason_in(output)))
+            if not cases and re.search(r"^SKIP: ", output, re.M):
+                parts.append((f"{name}/?", reason_in(output)))
+    return passed, failed, skipped, parts
+
+
+def judge(passed, failed, skipped, parts, table, tally):
+    """Says what was skipped; 0 where every skip was expected and nothing failed."""
+    surprises, allowed = 0, 0
+    for name, reason in skipped + parts:
+        why = expected(name, table)
+        if why:
+            allowed += (name, reason) in skipped  # a test that skipped a part has passed
+            print(f"skipped: {name}: {reason} (expected here: {why})")
+        else:
+            surprises += 1
+            print(f"UNEXPECTED SKIP: {name}: {reason} (tests/expected-skips does not allow it here)")
+    for name in failed:
+        print(f"FAILED: {name}")
+    bad = len(failed) + surprises
+    with open(tally, "a", encoding="utf-8") as file:
+        file.write(f"{len(passed)} {bad} {allowed}\n")
+    return 1 if bad else 0
+
+
+def self_test():
+    def case(name, inside="", status="run"):
+        return f'<testcase name="{name}" status="{status}">{inside}</testcase>'
+    whole = ('<skipped message="SKIP_RETURN_CODE=77"/><system-out>SKIP: no {}</system-out>')
+    part = ("<system-out>[  SKIPPED ] one\n[  SKIPPED ] 1 test(s), listed below:\n"
+            "[  SKIPPED ] one\n</system-out>")
+    table = "listed | true | here\nlisted_elsewhere | false | there\npartly/one | true | x | y\n"
+    runs = [  # cases, exit status, passed, failed, skipped
+        (case("good"), 0, (1, 0, 0)),
+        (case("bad", '<failure message=""/>', "fail"), 1, (0, 1, 0)),
+        (case("gone", '<skipped message="Unable to find executable"/>', "notrun"), 1, (0, 1, 0)),
+        (case("listed", whole.format("x"), "notrun"), 0, (0, 0, 1)),
+        (case("listed_elsewhere", whole.format("x"), "notrun"), 1, (0, 1, 0)),
+        (case("unlisted", whole.format("x"), "notrun"), 1, (0, 1, 0)),
+        (case("off", "", "disabled"), 1, (0, 1, 0)),
+        (case("partly", part.replace("\n", "&#10;")), 0, (1, 0, 0)),
+        (case("other", part.replace("\n", "&#10;")), 1, (1, 1, 0)),
+        (case("says", "<system-out>SKIP: half of it</system-out>"), 1, (1, 1, 0)),
+    ]
+    for cases, status, counts in runs:
+        with tempfile.TemporaryDirectory() as folder:
+            root = pathlib.Path(folder)
+            (root / "j.xml").write_text(f"<testsuite>{cases}</testsuite>")
+            (root / "skips").write_text("# x\n" + table.replace("true | x | y", "true || x | y"))
+            got = judge(*read(root / "j.xml"), list(rules(root / "skips")), root / "tally")
+            tally = tuple(map(int, (root / "tally").read_text().split()))
+            if (got, tally) != (status, counts):
+                sys.exit(f"{cases}: {got}, {tally} instead of {status}, {counts}")
+    print(f"ok: {len(runs)} reports")
+
+
+def main(args):
+    if args == ["--self-test"]:
+        self_test()
+        return 0
+    if args[0] == "--stage":
+        _, name, reason, skips, tally = args
+        return judge([], [], [(f"stage/{name}", reason)], [], list(rules(skips)), tally)
+    junit, skips, tally = args
+    return judge(*read(junit), list(rules(skips)), tally)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
