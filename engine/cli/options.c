@@ -1,0 +1,420 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+#include "options.h"
+
+#include <assert.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <string.h>
+
+#include <memferry/session.h>
+
+#include "base/cleanup.h"
+#include "base/parse.h"
+
+#define V(verb) (1u << CLI_##verb)
+
+#define MOVING  (V(RECEIVE) | V(SEND) | V(CHECK))
+#define LEADING (V(SEND) | V(CHECK))
+#define TALKING (V(STATUS) | V(CANCEL) | V(CUTOVER) | V(POSTCOPY) | V(RECOVER))
+
+/* clang-format off */
+const struct cli_verb_info cli_verbs[CLI_VERB_COUNT] = {
+	[CLI_RECEIVE]  = { "receive", "", "--listen ADDR[:PORT] --guest GUEST",
+			   "wait for a guest and take it over" },
+	[CLI_SEND]     = { "send", "ADDR[:PORT]", "--guest GUEST",
+			   "move a guest to the host where receive waits" },
+	[CLI_CHECK]    = { "check", "ADDR[:PORT]", "--guest GUEST",
+			   "say whether send would work, and move nothing" },
+	[CLI_STATUS]   = { "status", "[SESSION]", "",
+			   "show the moves that run on this host" },
+	[CLI_CANCEL]   = { "cancel", "[SESSION]", "",
+			   "end a move; the guest goes on at the source" },
+	[CLI_CUTOVER]  = { "cutover", "[SESSION]", "",
+			   "switch over after this round, whatever the downtime" },
+	[CLI_POSTCOPY] = { "postcopy", "[SESSION]", "",
+			   "switch to post-copy after this round" },
+	[CLI_RECOVER]  = { "recover", "[SESSION]", "",
+			   "go on with a move that was cut off (not in this version)" },
+	[CLI_DEVICES]  = { "devices", "", "",
+			   "show what pages could move over, what auto picks, and why" },
+	[CLI_HELP]     = { "help", "[VERB]", "",
+			   "explain a verb" },
+};
+
+#define AT(field) offsetof(struct cli_options, field)
+
+const struct cli_option cli_option_table[] = {
+	{ "listen", "ADDR[:PORT]", CLI_ADDR, NULL, 0, 0, V(RECEIVE), AT(listen),
+	  "where to wait for the source; port 7741 unless given, port 0 picks a free one and says "
+	  "which" },
+	{ "guest", "GUEST", CLI_TEXT, NULL, 0, 0, MOVING, AT(guest),
+	  "the guest: qemu:QMP_SOCKET or demo:SIZE[,dirty=BYTES_PER_S][,pattern=random|sequential]" },
+	{ "mode", "hybrid|precopy|postcopy|warm|cold", CLI_CHOICE, "hybrid", 0, 0, LEADING, AT(mode),
+	  "how pages move: before the switch, after it, or both; warm waits for memferry cutover, cold "
+	  "pauses first" },
+	{ "transport", "auto|verbs|tcp", CLI_CHOICE, "auto", 0, 0, MOVING, AT(transport),
+	  "what pages move over; the choice and why are always said" },
+	{ "lanes", "N", CLI_NUMBER, "2", 1, 64, MOVING, AT(lanes),
+	  "connections that carry pages, each with a thread of its own" },
+	{ "max-downtime", "MS", CLI_NUMBER, "300", 1, 3600000, LEADING, AT(max_downtime_ms),
+	  "switch over when the guest would stand still for at most this long" },
+	{ "max-bandwidth", "BYTES_PER_S", CLI_SIZE, "0", 0, 0, MOVING, AT(max_bandwidth),
+	  "bytes a second over all lanes together; 0 sets no limit" },
+	{ "verify", "none|full", CLI_CHOICE, "none", 0, 0, LEADING, AT(verify),
+	  "compare every page on both hosts at the end; lengthens the downtime" },
+	{ "tls-dir", "DIR", CLI_TEXT, NULL, 0, 0, MOVING, AT(tls_dir),
+	  "certificates for the control channel (not in this version)" },
+	{ "psk", "FILE", CLI_TEXT, NULL, 0, 0, MOVING, AT(psk),
+	  "pre-shared key for the control channel (not in this version)" },
+	{ "insecure", NULL, CLI_FLAG, NULL, 0, 0, MOVING, AT(insecure),
+	  "permit a control channel that is neither encrypted nor authenticated" },
+	{ "resume", "SESSION", CLI_TEXT, NULL, 0, 0, V(RECEIVE) | V(SEND), AT(resume),
+	  "go on with a move that was cut off (not in this version)" },
+	{ "connect-timeout", "MS", CLI_NUMBER, "10000", 1, 3600000, MOVING, AT(connect_timeout_ms),
+	  "how long setting up one connection may take" },
+	{ "peer-timeout", "MS", CLI_NUMBER, "10000", 1, 3600000, MOVING, AT(peer_timeout_ms),
+	  "silence after which the other host counts as lost" },
+	{ "run-dir", "DIR", CLI_TEXT, NULL, 0, 0, MOVING | TALKING, AT(run_dir),
+	  "where a running move keeps its socket and records; see FILES" },
+	{ "json", NULL, CLI_FLAG, NULL, 0, 0, MOVING | TALKING | V(DEVICES), AT(json),
+	  "print one JSON object a line on standard output" },
+};
+/* clang-format on */
+const size_t cli_n_options = BASE_ARRAY_LEN(cli_option_table);
+
+static int usage_error(struct mf_error *err, const char *fmt, ...) MF_PRINTF(2, 3);
+static int usage_error(struct mf_error *err, const char *fmt, ...)
+{
+	char sentence[sizeof(err->msg)];
+	va_list ap;
+
+	va_start(ap, fmt);
+	if (vsnprintf(sentence, sizeof(sentence), fmt, ap) < 0)
+		sentence[0] = '\0';
+	va_end(ap);
+	return base_error(err, -MF_EUSAGE, MF_SCOPE_HOST, "%s", sentence);
+}
+
+#define WORD_MAX 40
+
+/* Changes, insertions, deletions and swaps of neighbours between two words. */
+static unsigned edit_distance(const char *a, const char *b)
+{
+	size_t n = strlen(a), m = strlen(b);
+	if (n > WORD_MAX || m > WORD_MAX)
+		return WORD_MAX;
+	unsigned rows[3][WORD_MAX + 1]; /* before last, last, this */
+	for (size_t j = 0; j <= m; j++)
+		rows[2][j] = (unsigned)j;
+	for (size_t i = 1; i <= n; i++) {
+		memcpy(rows[0], rows[1], sizeof(rows[0]));
+		memcpy(rows[1], rows[2], sizeof(rows[1]));
+		rows[2][0] = (unsigned)i;
+		for (size_t j = 1; j <= m; j++) {
+			unsigned best = rows[1][j - 1] + (a[i - 1] != b[j - 1]);
+			if (rows[1][j] + 1 < best)
+				best = rows[1][j] + 1;
+			if (rows[2][j - 1] + 1 < best)
+				best = rows[2][j - 1] + 1;
+			if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] &&
+			    rows[0][j - 2] + 1 < best)
+				best = rows[0][j - 2] + 1;
+			rows[2][j] = best;
+		}
+	}
+	return rows[2][m];
+}
+
+const char *cli_nearest(const char *word, const char *const candidates[], size_t n)
+{
+	const char *best = NULL;
+	size_t len = strlen(word);
+	/* A third of the word may be wrong; more, and a guess would mislead. */
+	unsigned limit = len < 3 ? 1 : (unsigned)(len / 3 > 3 ? 3 : len / 3);
+
+	for (size_t i = 0; i < n; i++) {
+		unsigned distance = edit_distance(word, candidates[i]);
+		if (distance <= limit) {
+			best = candidates[i];
+			limit = distance ? distance - 1 : 0;
+			if (!distance)
+				return best;
+		}
+	}
+	if (best || len < 3)
+		return best;
+	for (size_t i = 0; i < n; i++) { /* "bandwidth" for "max-bandwidth", "trans" */
+		if (strstr(candidates[i], word))
+			return candidates[i];
+	}
+	return NULL;
+}
+
+enum cli_verb cli_find_verb(const char *name, struct mf_error *err)
+{
+	const char *names[CLI_VERB_COUNT];
+
+	for (unsigned v = 0; v < CLI_VERB_COUNT; v++) {
+		names[v] = cli_verbs[v].name;
+		if (!strcmp(name, names[v]))
+			return (enum cli_verb)v;
+	}
+	if (name[0] == '-') {
+		(void)usage_error(err,
+				  "%.40s: options go after the verb; memferry help lists the verbs",
+				  name);
+		return CLI_VERB_COUNT;
+	}
+	const char *near = cli_nearest(name, names, CLI_VERB_COUNT);
+	(void)(near ? usage_error(err, "'%.40s' is not a verb; did you mean %s?", name, near)
+		    : usage_error(err, "'%.40s' is not a verb; memferry help lists them", name));
+	return CLI_VERB_COUNT;
+}
+
+static const struct cli_option *find_option(const char *name, size_t len)
+{
+	for (size_t i = 0; i < cli_n_options; i++) {
+		const char *have = cli_option_table[i].name;
+		if (strlen(have) == len && !strncmp(have, name, len))
+			return &cli_option_table[i];
+	}
+	return NULL;
+}
+
+static int unknown_option(enum cli_verb verb, const char *name, size_t len, struct mf_error *err)
+{
+	const char *names[BASE_ARRAY_LEN(cli_option_table)];
+	char word[WORD_MAX + 1];
+	size_t n = 0;
+
+	(void)snprintf(word, sizeof(word), "%.*s", (int)(len > WORD_MAX ? WORD_MAX : len), name);
+	for (size_t i = 0; i < cli_n_options; i++) {
+		if (cli_option_table[i].verbs & 1u << verb)
+			names[n++] = cli_option_table[i].name;
+	}
+	const char *near = cli_nearest(word, names, n);
+	if (near)
+		return usage_error(err, "--%s: unknown option; did you mean --%s?", word, near);
+	return usage_error(err, "--%s: unknown option; memferry %s --help lists them", word,
+			   cli_verbs[verb].name);
+}
+
+/* "send and check" */
+static const char *list_verbs(unsigned verbs, char *buf, size_t cap)
+{
+	size_t at = 0;
+
+	buf[0] = '\0';
+	for (unsigned v = 0; v < CLI_VERB_COUNT && at < cap; v++) {
+		if (!(verbs & 1u << v))
+			continue;
+		verbs &= ~(1u << v);
+		at += (size_t)snprintf(buf + at, cap - at, "%s%s",
+				       !at     ? ""
+				       : verbs ? ", "
+					       : " and ",
+				       cli_verbs[v].name);
+	}
+	return buf;
+}
+
+static bool is_choice(const char *words, const char *text)
+{
+	size_t len = strlen(text);
+
+	for (const char *word = words; word; word = strchr(word, '|')) {
+		word += *word == '|';
+		if (len && !strncmp(word, text, len) && (!word[len] || word[len] == '|'))
+			return true;
+	}
+	return false;
+}
+
+static int check_address(const char *what, const char *text, struct mf_error *err)
+{
+	char host[MF_ADDRESS_MAX];
+	uint16_t port;
+
+	return base_parse_addr(text, what, MF_DEFAULT_PORT, host, sizeof(host), &port, err);
+}
+
+static int set_option(const struct cli_option *option, const char *text, struct cli_options *ret,
+		      struct mf_error *err)
+{
+	void *field = (char *)ret + option->offset;
+	char what[WORD_MAX + 2];
+
+	(void)snprintf(what, sizeof(what), "--%s", option->name);
+	switch (option->type) {
+	case CLI_FLAG:
+		*(bool *)field = true;
+		return 0;
+	case CLI_NUMBER:
+		return base_parse_number(text, what, option->min, option->max, field, err);
+	case CLI_SIZE:
+		return base_parse_size(text, what, field, err);
+	case CLI_CHOICE:
+		if (!is_choice(option->arg, text))
+			return usage_error(err, "%s: '%.40s' is none of %s", what, text,
+					   option->arg);
+		break;
+	case CLI_ADDR:
+		if (check_address(what, text, err))
+			return -MF_EUSAGE;
+		break;
+	case CLI_TEXT:
+		if (!text[0])
+			return usage_error(err, "%s: needs a value: %s", what, option->arg);
+		break;
+	}
+	*(const char **)field = text;
+	return 0;
+}
+
+static void set_defaults(enum cli_verb verb, int argc, char *const argv[], struct cli_options *ret)
+{
+	memset(ret, 0, sizeof(*ret));
+	ret->verb = verb;
+	for (size_t i = 0; i < cli_n_options; i++) {
+		const struct cli_option *option = &cli_option_table[i];
+		if (option->value && set_option(option, option->value, ret, NULL))
+			assert(!"an option's default is not a value it takes");
+	}
+	/* Looked for ahead of all else: it says how even the first error is reported. */
+	for (int i = 0; i < argc && strcmp(argv[i], "--"); i++)
+		ret->json |= !strcmp(argv[i], "--json");
+}
+
+/* Takes "--name VALUE" or "--name=VALUE" at argv[0]; returns how many words it took. */
+static int take_option(enum cli_verb verb, int argc, char *const argv[], struct cli_options *ret,
+		       struct mf_error *err)
+{
+	const char *name = argv[0] + 2;
+	size_t len = strcspn(name, "=");
+	const char *text = name[len] ? name + len + 1 : NULL;
+	const struct cli_option *option = find_option(name, len);
+	char verbs[120];
+
+	if (!option)
+		return unknown_option(verb, name, len, err);
+	if (!(option->verbs & 1u << verb))
+		return usage_error(err, "--%s: %s does not take it; it belongs to %s", option->name,
+				   cli_verbs[verb].name,
+				   list_verbs(option->verbs, verbs, sizeof(verbs)));
+	if (option->type == CLI_FLAG) {
+		if (text)
+			return usage_error(err, "--%s: takes no value", option->name);
+		return set_option(option, NULL, ret, err) ? -MF_EUSAGE : 1;
+	}
+	if (text)
+		return set_option(option, text, ret, err) ? -MF_EUSAGE : 1;
+	if (argc < 2 || !strncmp(argv[1], "--", 2))
+		return usage_error(err, "--%s: needs a value: %s", option->name, option->arg);
+	return set_option(option, argv[1], ret, err) ? -MF_EUSAGE : 2;
+}
+
+static int take_operand(const char *text, struct cli_options *ret, struct mf_error *err)
+{
+	const struct cli_verb_info *info = &cli_verbs[ret->verb];
+
+	if (!info->operand[0])
+		return usage_error(
+			err, "'%.60s': %s takes no argument but options%s", text, info->name,
+			ret->verb == CLI_RECEIVE ? "; an address goes after --listen" : "");
+	if (ret->operand)
+		return usage_error(err, "'%.60s': %s takes only one %s, and '%.60s' was it", text,
+				   info->name, info->operand, ret->operand);
+	ret->operand = text;
+	return 0;
+}
+
+/* TLS and pre-shared keys are not there yet, and plain must be asked for by name. */
+static int check_security(const struct cli_options *o, struct mf_error *err)
+{
+	if (o->tls_dir || o->psk)
+		return usage_error(err,
+				   "--%s: this version has only the plain control channel, without "
+				   "TLS or keys; it needs --insecure instead",
+				   o->tls_dir ? "tls-dir" : "psk");
+	if (!o->insecure)
+		return usage_error(err,
+				   "--insecure: this version has only the plain control channel, "
+				   "which anyone between the hosts can read and change; it needs "
+				   "--insecure to accept that");
+	return 0;
+}
+
+static int check_whole(const struct cli_options *o, struct mf_error *err)
+{
+	bool moves = MOVING & 1u << o->verb;
+
+	if (o->verb == CLI_RECOVER)
+		return usage_error(err,
+				   "recover: this version cannot go on with a move that was cut "
+				   "off; see EXIT STATUS in memferry(1) for what to do");
+	if (o->resume)
+		return usage_error(err,
+				   "--resume: this version cannot go on with a move that was cut "
+				   "off; see EXIT STATUS in memferry(1) for what to do");
+	if (!moves)
+		return 0;
+	if (o->verb == CLI_RECEIVE && !o->listen)
+		return usage_error(err, "--listen: receive needs an address to wait at, as in "
+					"--listen 192.0.2.7");
+	if (o->verb != CLI_RECEIVE && !o->operand)
+		return usage_error(err,
+				   "ADDR: %s needs the address where receive waits, as in "
+				   "memferry %s 192.0.2.7",
+				   cli_verbs[o->verb].name, cli_verbs[o->verb].name);
+	if (o->operand && check_address("ADDR", o->operand, err))
+		return -MF_EUSAGE;
+	if (!o->guest)
+		return usage_error(err,
+				   "--guest: %s needs a guest, as in --guest "
+				   "qemu:/run/vm1.qmp",
+				   cli_verbs[o->verb].name);
+	return check_security(o, err);
+}
+
+int cli_parse(enum cli_verb verb, int argc, char *const argv[], struct cli_options *ret,
+	      struct mf_error *err)
+{
+	assert(verb < CLI_VERB_COUNT);
+	set_defaults(verb, argc, argv, ret);
+	for (int i = 0; i < argc && strcmp(argv[i], "--"); i++) {
+		if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) {
+			ret->help = true;
+			return 0;
+		}
+	}
+	bool only_operands = false;
+	for (int i = 0, took; i < argc; i += took) {
+		took = 1;
+		if (!only_operands && !strcmp(argv[i], "--"))
+			only_operands = true;
+		else if (!only_operands && !strncmp(argv[i], "--", 2))
+			took = take_option(verb, argc - i, argv + i, ret, err);
+		else if (!only_operands && argv[i][0] == '-' && argv[i][1])
+			took = usage_error(err,
+					   "%.40s: unknown option; options begin with two dashes",
+					   argv[i]);
+		else if (take_operand(argv[i], ret, err))
+			took = -MF_EUSAGE;
+		if (took < 0)
+			return took;
+	}
+	return check_whole(ret, err);
+}
+
+const char *cli_option_range(const struct cli_option *option, char *buf, size_t cap)
+{
+	size_t at = 0;
+
+	buf[0] = '\0';
+	if (option->value)
+		at = (size_t)snprintf(buf, cap, "default %s", option->value);
+	if (option->type == CLI_NUMBER && at < cap)
+		(void)snprintf(buf + at, cap - at, "%s%" PRIu64 " to %" PRIu64, at ? ", " : "",
+			       option->min, option->max);
+	return buf;
+}
