@@ -50,8 +50,15 @@ mkdir -p build
 tally=$PWD/build/tally
 : >"$tally"
 failed_stages=()
-# Files made by root in a user's clone would be in that user's way.
-trap '[ -z "${SUDO_UID-}" ] || chown -R "$SUDO_UID:$SUDO_GID" build' EXIT
+huge_pages=/proc/sys/vm/nr_hugepages
+huge_pages_before=$(cat $huge_pages)
+
+clean_up() {
+	[ "$(cat $huge_pages)" = "$huge_pages_before" ] || echo "$huge_pages_before" >$huge_pages
+	# Files made by root in a user's clone would be in that user's way.
+	[ -z "${SUDO_UID-}" ] || chown -R "$SUDO_UID:$SUDO_GID" build
+}
+trap clean_up EXIT
 
 # stage NAME COMMAND [ARG ...]: runs it, says its result and time.
 stage() {
@@ -182,14 +189,18 @@ other_debian() {
 	return $status
 }
 
+# A few, for tests of guests on huge pages; given back at the end.  Where the kernel has none to
+# give, those tests skip.
+[ "$huge_pages_before" -ge 64 ] || { echo 64 >$huge_pages; } 2>/dev/null
+
 if [ -n "$inside" ]; then
-	run release -L '^(unit|conf)$'
+	run release -L '^(unit|conf.*)$'
 	exit
 fi
 
 if [ -n "$quick" ]; then
 	stage packages packages "${build_packages[@]}" "${test_packages[@]}"
-	stage release run release -L '^(unit|conf|check)$'
+	stage release run release -L '^(unit|conf.*|check)$'
 else
 	stage packages packages "${build_packages[@]}" "${test_packages[@]}" "${all_packages[@]}"
 	stage release run release

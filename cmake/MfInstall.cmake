@@ -35,9 +35,8 @@ function(mf_library)
   install(FILES ${PROJECT_BINARY_DIR}/memferry.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 endfunction()
 
-# The command lies beside the library in the build as in an installed tree.
+# The command stands alone: it is linked with the components themselves.
 function(mf_install_command target)
-  file(RELATIVE_PATH lib ${CMAKE_INSTALL_FULL_BINDIR} ${CMAKE_INSTALL_FULL_LIBDIR})
-  set_target_properties(${target} PROPERTIES OUTPUT_NAME memferry INSTALL_RPATH "$ORIGIN/${lib}")
+  set_target_properties(${target} PROPERTIES OUTPUT_NAME memferry)
   install(TARGETS ${target} RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 endfunction()
