@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,6 +15,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/parse.h"
 #include "control.h"
 #include "report.h"
 
@@ -93,16 +95,25 @@ int cli_control_ask(const struct cli_run_dir *dir, const char *socket, const cha
 /* "source-123.sock" */
 static bool parse_name(const char *name, struct cli_peer *ret)
 {
-	char rest[8];
+	char pid_text[16];
+	uint64_t pid;
 
 	for (int side = MF_SOURCE; side <= MF_DESTINATION; side++) {
 		size_t len = strlen(cli_side_name((enum mf_side)side));
-		if (strncmp(name, cli_side_name((enum mf_side)side), len) != 0 ||
-		    sscanf(name + len, "-%d%7s", &ret->pid, rest) != 2 || ret->pid <= 0 ||
-		    strcmp(rest, ".sock") != 0 || strlen(name) >= sizeof(ret->socket))
+		if (strncmp(name, cli_side_name((enum mf_side)side), len) != 0 || name[len] != '-')
 			continue;
+		const char *digits = name + len + 1;
+		size_t n = strspn(digits, "0123456789");
+		if (n >= sizeof(pid_text) || strcmp(digits + n, ".sock") != 0)
+			return false;
+		memcpy(pid_text, digits, n);
+		pid_text[n] = '\0';
+		if (base_parse_number(pid_text, "pid", 1, INT_MAX, &pid, NULL))
+			return false;
+		ret->pid = (int)pid;
 		ret->side = (enum mf_side)side;
-		(void)snprintf(ret->socket, sizeof(ret->socket), "%s", name);
+		(void)snprintf(ret->socket, sizeof(ret->socket), "%s-%d.sock",
+			       cli_side_name(ret->side), ret->pid);
 		return true;
 	}
 	return false;

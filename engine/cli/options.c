@@ -48,7 +48,7 @@ const struct cli_option cli_option_table[] = {
 	  "where to wait for the source; port 7741 unless given, port 0 picks a free one and says "
 	  "which" },
 	{ "guest", "GUEST", CLI_TEXT, NULL, 0, 0, MOVING, AT(guest),
-	  "the guest: qemu:QMP_SOCKET or demo:SIZE[,dirty=BYTES_PER_S][,pattern=random|sequential]" },
+	  "the guest: qemu:QMP_SOCKET or demo:SIZE[,dirty=BYTES_PER_S][,KEY=VALUE]...; see GUESTS" },
 	{ "mode", "hybrid|precopy|postcopy|warm|cold", CLI_CHOICE, "hybrid", 0, 0, LEADING, AT(mode),
 	  "how pages move: before the switch, after it, or both; warm waits for memferry cutover, cold "
 	  "pauses first" },

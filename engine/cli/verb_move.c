@@ -65,7 +65,7 @@ static int take_over_signals(struct mf_error *err)
 	if (r)
 		return base_error_sys(err, -r, MF_SCOPE_HOST, "signals");
 	/* Whoever reads our output may leave; the move must not end for that. */
-	if (signal(SIGPIPE, SIG_IGN) == SIG_ERR)
+	if (sigaction(SIGPIPE, &(struct sigaction){ .sa_handler = SIG_IGN }, NULL))
 		return base_error_sys(err, -errno, MF_SCOPE_HOST, "signals");
 	return 0;
 }
