@@ -4,13 +4,12 @@
 #include <string.h>
 
 #include "base/cleanup.h"
-#include "base/parse.h"
 #include "report.h"
 #include "show.h"
 
 enum { RATE, DIRTY, DOWNTIME, LEFT, N_PARTS };
 
-#define BAR_MIN 10u
+#define BAR_MIN 6u
 #define BAR_MAX 30u
 
 /* What goes first when the terminal is narrow. */
@@ -36,21 +35,38 @@ static void say_phase(const struct mf_progress *p, char *buf, size_t cap)
 		(void)snprintf(buf, cap, "%s", p->phase < MF_PHASE_COUNT ? words[p->phase] : "?");
 }
 
+/* Three digits: base_format_size() says more than a line that changes all the time can show. */
+static const char *format_rate(uint64_t bytes_per_s, char *buf, size_t cap)
+{
+	static const char *const units[] = { "B", "KiB", "MiB", "GiB", "TiB" };
+	double value = (double)bytes_per_s;
+	size_t u = 0;
+
+	for (; value >= 1000 && u + 1 < BASE_ARRAY_LEN(units); u++)
+		value /= 1024;
+	(void)snprintf(buf, cap, "%.*f %s/s",
+		       !u || value >= 100 ? 0
+		       : value >= 10      ? 1
+					  : 2,
+		       value, units[u]);
+	return buf;
+}
+
 static void say_parts(const struct mf_progress *p, char parts[N_PARTS][48])
 {
 	char value[32];
 
 	memset(parts, 0, N_PARTS * sizeof(parts[0]));
 	if (p->bytes_per_s)
-		(void)snprintf(parts[RATE], sizeof(parts[0]), "  %s/s",
-			       base_format_size(p->bytes_per_s, value, sizeof(value)));
+		(void)snprintf(parts[RATE], sizeof(parts[0]), "  %s",
+			       format_rate(p->bytes_per_s, value, sizeof(value)));
 	if (p->phase == MF_PHASE_POSTCOPY && p->faults)
 		(void)snprintf(parts[DIRTY], sizeof(parts[0]), "  %" PRIu64 " faults", p->faults);
 	else if (p->phase == MF_PHASE_PRECOPY && p->dirty_bytes_per_s)
-		(void)snprintf(parts[DIRTY], sizeof(parts[0]), "  dirty %s/s",
-			       base_format_size(p->dirty_bytes_per_s, value, sizeof(value)));
+		(void)snprintf(parts[DIRTY], sizeof(parts[0]), "  dirty %s",
+			       format_rate(p->dirty_bytes_per_s, value, sizeof(value)));
 	if (p->phase == MF_PHASE_PRECOPY && p->predicted_downtime_ms)
-		(void)snprintf(parts[DOWNTIME], sizeof(parts[0]), "  downtime %s",
+		(void)snprintf(parts[DOWNTIME], sizeof(parts[0]), "  down ~%s",
 			       cli_format_ms(p->predicted_downtime_ms, value, sizeof(value)));
 	if (p->left_ms)
 		(void)snprintf(parts[LEFT], sizeof(parts[0]), "  %s left",
