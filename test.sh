@@ -39,12 +39,12 @@ trixie) other=bookworm ;;
 *) echo "test.sh: this is ${PRETTY_NAME-unknown}; it runs on Debian 12 and 13"; exit 1 ;;
 esac
 
-# What a build needs, and what the tests need besides; the same names in both Debians.
-build_packages=(gcc libc6-dev cmake ninja-build pkg-config python3 libcmocka-dev libfabric-dev
-	libjansson-dev libprotobuf-c-dev protobuf-c-compiler libxxhash-dev)
-test_packages=(g++ git iproute2)
-all_packages=(clang debootstrap qemu-system-x86)
-[ "$VERSION_CODENAME" = bookworm ] && test_packages+=(clang-format)
+# The same names in both Debians.  `needed` is what the other Debian's root gets as well.
+needed=(gcc libc6-dev cmake ninja-build pkg-config python3 libcmocka-dev libfabric-dev libjansson-dev
+	libprotobuf-c-dev protobuf-c-compiler libxxhash-dev qemu-system-x86 iproute2)
+check_packages=(g++ git)
+[ "$VERSION_CODENAME" = bookworm ] && check_packages+=(clang-format)
+full_packages=(clang debootstrap)
 
 mkdir -p build
 tally=$PWD/build/tally
@@ -172,12 +172,12 @@ other_debian() {
 	flock "$lock"
 	[ -d "$root" ] || retry make_root || return
 	cp -L /etc/resolv.conf "$root/etc/resolv.conf"
-	if [ "${build_packages[*]}" != "$(cat "$root/etc/memferry-packages" 2>/dev/null)" ]; then
-		echo "installing there: ${build_packages[*]}"
+	if [ "${needed[*]}" != "$(cat "$root/etc/memferry-packages" 2>/dev/null)" ]; then
+		echo "installing there: ${needed[*]}"
 		retry in_root apt-get -qq update &&
-			retry in_root apt-get -qq -y --no-install-recommends install "${build_packages[@]}" \
+			retry in_root apt-get -qq -y --no-install-recommends install "${needed[@]}" \
 				>"$root.log" 2>&1 || { tail -n 5 "$root.log"; return 1; }
-		echo "${build_packages[*]}" >"$root/etc/memferry-packages"
+		echo "${needed[*]}" >"$root/etc/memferry-packages"
 	fi
 	rm -rf "$root/src"
 	mkdir "$root/src"
@@ -199,10 +199,10 @@ if [ -n "$inside" ]; then
 fi
 
 if [ -n "$quick" ]; then
-	stage packages packages "${build_packages[@]}" "${test_packages[@]}"
+	stage packages packages "${needed[@]}" "${check_packages[@]}"
 	stage release run release -L '^(unit|conf.*|check)$'
 else
-	stage packages packages "${build_packages[@]}" "${test_packages[@]}" "${all_packages[@]}"
+	stage packages packages "${needed[@]}" "${check_packages[@]}" "${full_packages[@]}"
 	stage release run release
 	stage dev run dev
 	stage tsan run tsan
