@@ -262,7 +262,7 @@ static void take_command(int fd)
 
 static void start_peer(struct peer *p, script_fn script)
 {
-	strcpy(p->dir, "/tmp/mf-qmp-XXXXXX");
+	(void)snprintf(p->dir, sizeof(p->dir), "/tmp/mf-qmp-XXXXXX");
 	assert_non_null(mkdtemp(p->dir));
 	(void)snprintf(p->path, sizeof(p->path), "%s/qmp", p->dir);
 	int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
