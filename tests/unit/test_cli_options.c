@@ -582,7 +582,7 @@ static void live_line_fits_every_width(void **state)
 			    "MiB/s  down ~84 ms  12.3 s left");
 	assert_string_equal(
 		cli_format_live(&p, 80, buf, sizeof(buf)),
-		"round 3  [==>    ]  45%  1.25 GiB/s  dirty 312 MiB/s  down ~84 ms  12.3 s "
+		"round 3  [===>    ]  45%  1.25 GiB/s  dirty 312 MiB/s  down ~84 ms  12.3 s "
 		"left");
 	assert_string_equal(cli_format_live(&p, 52, buf, sizeof(buf)),
 			    "round 3  [====>     ]  45%  1.25 GiB/s  12.3 s left");
