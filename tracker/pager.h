@@ -59,8 +59,8 @@ struct pgr_range {
 };
 
 struct pgr_params {
-	const int *
-		uffds; /* one per shard, API not yet done, or by an earlier pager; borrowed until close */
+	/* One per shard, API not yet done, or done by an earlier pager; borrowed until close. */
+	const int *uffds;
 	uint32_t n_uffds;               /* shards: range pages are divided among them, disjoint */
 	const struct pgr_range *ranges; /* copied */
 	uint32_t n_ranges;

@@ -127,7 +127,11 @@ static int protect(const struct pagemap *t, uint64_t addr, uint64_t len)
 	return 0;
 }
 
-/* Number of extents found in [*at, end), left in vec; *at moves to where the scan stopped. */
+/* Number of extents found in [*at, end), left in vec; *at moves to where the scan stopped, or stays
+ * where it was when the kernel can do nothing there.
+ *
+ * The kernel's walk_end is right when the vector is full.  Otherwise the walk went to the end, but
+ * walk_end may be left over from a pause that the kernel makes every 512 extents. */
 static long scan(const struct pagemap *t, uint64_t flags, uint64_t *at, uint64_t end)
 {
 	struct pm_scan_arg arg = {
@@ -146,7 +150,10 @@ static long scan(const struct pagemap *t, uint64_t flags, uint64_t *at, uint64_t
 	} while (n < 0 && errno == EINTR);
 	if (n < 0)
 		return -errno;
-	*at = arg.walk_end;
+	if (n == VEC_LEN)
+		*at = arg.walk_end > t->vec[n - 1].end ? arg.walk_end : t->vec[n - 1].end;
+	else if (n || arg.walk_end != *at)
+		*at = end;
 	return n;
 }
 
