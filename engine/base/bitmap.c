@@ -96,6 +96,12 @@ void bitmap_set_atomic(uint64_t *map, uint64_t first, uint64_t n)
 		__atomic_fetch_or(&map[w], m, __ATOMIC_RELEASE);
 }
 
+void bitmap_clear_atomic(uint64_t *map, uint64_t first, uint64_t n)
+{
+	FOR_EACH_WORD (first, n, w, m)
+		__atomic_fetch_and(&map[w], ~m, __ATOMIC_RELEASE);
+}
+
 bool bitmap_claim_atomic(uint64_t *map, uint64_t i)
 {
 	uint64_t bit = UINT64_C(1) << (i % 64);

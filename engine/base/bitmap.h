@@ -45,6 +45,8 @@ bool bitmap_next_extent(const uint64_t *map, uint64_t first, uint64_t end, uint6
 bool bitmap_test_atomic(const uint64_t *map, uint64_t i);
 /* release: what was written before is seen by whoever tests the bit set. */
 void bitmap_set_atomic(uint64_t *map, uint64_t first, uint64_t n);
+/* release, likewise. */
+void bitmap_clear_atomic(uint64_t *map, uint64_t first, uint64_t n);
 /* Clears the bit; true for exactly one of several callers that find it set.  acq_rel. */
 bool bitmap_claim_atomic(uint64_t *map, uint64_t i);
 /* Claims the next run of set bits at or after first, at most max long, within [first, end).

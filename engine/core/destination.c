@@ -1,0 +1,571 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * The destination's side of a move.  Before the commit any failure ends with its guest never having run; after
+ * it the guest is this side's, whatever happens to the other.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "core/engine.h"
+#include "wire/socket.h"
+
+/* How long an answer for a source in doubt is kept ready. */
+#define LINGER_MS 30000
+
+/* What the source asked for. */
+struct plan {
+	bool postcopy, verify, check_only;
+	struct eng_pull *pull;
+	uint64_t bytes_read;
+};
+
+static const struct mf_adapter_ops *ops(const struct mf_session *s)
+{
+	return s->params.guest.ops;
+}
+
+static void *hv(const struct mf_session *s)
+{
+	return s->params.guest.hv;
+}
+
+/* ---- connect ---- */
+
+static int refuse_version(struct mf_session *s, const Mf__Wire__Hello *h, struct mf_error *err)
+{
+	(void)s;
+	return base_error(
+		err, -MF_EVERSION, MF_SCOPE_SESSION,
+		"the source (%.60s) speaks protocol versions %u to %u, this host (memferry "
+		"%s) speaks %u; install the same memferry on both",
+		h->software, h->version_min, h->version_max, MF_VERSION, ENG_PROTOCOL_VERSION);
+}
+
+static int welcome(struct mf_session *s, struct mf_error *err)
+{
+	wire_msg *hello;
+	int r = eng_expect(s, WIRE_BODY(HELLO), eng_timeout(s), &hello, err);
+	if (r < 0)
+		return r;
+	const Mf__Wire__Hello *h = hello->hello;
+	if (h->version_min > ENG_PROTOCOL_VERSION || h->version_max < ENG_PROTOCOL_VERSION)
+		r = refuse_version(s, h, err);
+	/* The name becomes part of file names. */
+	else if (!h->session[0] || strlen(h->session) >= MF_SESSION_NAME_MAX ||
+		 strspn(h->session, "0123456789abcdef") != strlen(h->session))
+		r = base_error(err, -MF_EPEER, MF_SCOPE_SESSION,
+			       "the source's session has no valid name");
+	if (r == 0) {
+		(void)snprintf(s->report.session, sizeof(s->report.session), "%s", h->session);
+		pthread_mutex_lock(&s->progress_lock);
+		memcpy(s->progress.session, s->report.session, sizeof(s->progress.session));
+		pthread_mutex_unlock(&s->progress_lock);
+		Mf__Wire__Welcome body = MF__WIRE__WELCOME__INIT;
+		wire_msg msg = WIRE_INIT;
+		msg.body_case = WIRE_BODY(WELCOME);
+		msg.welcome = &body;
+		body.version = ENG_PROTOCOL_VERSION;
+		body.software = (char *)"memferry " MF_VERSION;
+		r = eng_send(s, &msg, err);
+	}
+	wire_msg_free(hello);
+	return r;
+}
+
+static int wait_for_source(struct mf_session *s, struct mf_error *err)
+{
+	char address[MF_ADDRESS_MAX];
+	int r = 0;
+	if (s->listen_fd < 0) {
+		r = wire_listen(s->host, s->port, &s->listen_fd, address, sizeof(address), err);
+		if (r < 0)
+			return r;
+		eng_emit(s, MF_EVENT_LISTENING, "%s", address);
+	}
+	for (;;) {
+		base_autofd fd = -1;
+		r = eng_check_cancel(s, err);
+		if (r < 0)
+			return r;
+		r = wire_accept(s->listen_fd, s->event_fd, BASE_NEVER, &fd, err);
+		if (r == -EINTR) {
+			eng_sleep(s, base_now_us()); /* takes the wake-up */
+			continue;
+		}
+		if (r < 0)
+			return r;
+		wire_peer_name(fd, address, sizeof(address));
+		wire_local_host(fd, s->peer_host, sizeof(s->peer_host));
+		eng_emit(s, MF_EVENT_CONNECTED, "%s", address);
+		return wire_channel_open(&fd, s->params.peer_timeout_ms, s->event_fd, &s->channel,
+					 err);
+	}
+}
+
+/* ---- check ---- */
+
+static int send_verdicts(struct mf_session *s, struct mf_error *err)
+{
+	const struct mf_report *rep = &s->report;
+	Mf__Wire__Finding finding[BASE_ARRAY_LEN(rep->findings)];
+	Mf__Wire__Finding *findings[BASE_ARRAY_LEN(rep->findings)];
+	Mf__Wire__Guest guest = MF__WIRE__GUEST__INIT;
+	Mf__Wire__Verdicts body = MF__WIRE__VERDICTS__INIT;
+	wire_msg msg = WIRE_INIT;
+
+	for (uint32_t i = 0; i < rep->n_findings; i++) {
+		mf__wire__finding__init(&finding[i]);
+		finding[i].verdict = rep->findings[i].verdict;
+		finding[i].subject = (char *)rep->findings[i].subject;
+		finding[i].detail = (char *)rep->findings[i].detail;
+		findings[i] = &finding[i];
+	}
+	guest.kind = s->guest.kind;
+	guest.name = s->guest.name;
+	guest.monitor = s->guest.monitor;
+	guest.machine = s->guest.machine;
+	guest.cpu = s->guest.cpu;
+	body.guest = &guest;
+	body.n_findings = rep->n_findings;
+	body.findings = findings;
+	body.refused = eng_preflight_verdict(s, NULL) < 0;
+	body.transport = (char *)rep->transport;
+	body.transport_reason = (char *)rep->transport_reason;
+	msg.body_case = WIRE_BODY(VERDICTS);
+	msg.verdicts = &body;
+	return eng_send(s, &msg, err);
+}
+
+static int destination_check(struct mf_session *s, struct plan *plan, struct mf_error *err)
+{
+	wire_msg *msg;
+	eng_set_state(s, ENG_CHECK);
+	int r = welcome(s, err);
+	if (r == 0)
+		r = eng_expect(s, WIRE_BODY(DESCRIBE), eng_timeout(s), &msg, err);
+	if (r < 0)
+		return r;
+	const Mf__Wire__Describe *d = msg->describe;
+	plan->verify = d->verify;
+	plan->check_only = d->check_only;
+	s->report.mode = d->mode < MF_MODE_COUNT ? (enum mf_mode)d->mode : MF_MODE_HYBRID;
+	eng_preflight_local(s);
+	eng_preflight_peer(s, d->guest);
+	s->tp = eng_pick_transport(s, (const char *const *)d->transports, d->n_transports, err);
+	if (!s->tp)
+		eng_finding(s, MF_REFUSE, "transport", "none in common with what was asked for");
+	else
+		eng_emit(s, MF_EVENT_TRANSPORT, "%s: %s", s->report.transport,
+			 s->report.transport_reason);
+	wire_msg_free(msg);
+	r = send_verdicts(s, err);
+	if (r == 0)
+		r = eng_preflight_verdict(s, err);
+	return r;
+}
+
+/* ---- prepare ---- */
+
+static int offer_lanes(struct mf_session *s, struct mf_error *err)
+{
+	struct tp_listener *listener = NULL;
+	char address[TP_ADDR_MAX];
+	Mf__Wire__Prepared body = MF__WIRE__PREPARED__INIT;
+	wire_msg msg = WIRE_INIT;
+
+	(void)snprintf(address, sizeof(address), strchr(s->peer_host, ':') ? "[%s]:0" : "%s:0",
+		       s->peer_host);
+	int r = tp_listen(s->lanes.domain, address, &listener, err);
+	if (r < 0)
+		return r;
+	tp_listener_addr(listener, address, sizeof(address));
+	body.address = address;
+	r = eng_memory_to_wire(s, &body.regions, &body.n_regions);
+	if (r == 0) {
+		msg.body_case = WIRE_BODY(PREPARED);
+		msg.prepared = &body;
+		r = eng_send(s, &msg, err);
+	}
+	eng_memory_wire_free(body.regions, body.n_regions);
+	if (r == 0)
+		r = eng_lanes_accept(s, listener, err);
+	tp_listener_close(listener);
+	return r < 0 ? r : eng_send_plain(s, WIRE_BODY(LANES_UP), err);
+}
+
+static int destination_prepare(struct mf_session *s, struct mf_error *err)
+{
+	wire_msg *msg;
+	int r = eng_expect(s, WIRE_BODY(PREPARE), base_deadline_ms(60000), &msg, err);
+	if (r < 0)
+		return r;
+	eng_set_state(s, ENG_PREPARE);
+	const Mf__Wire__Prepare *p = msg->prepare;
+	uint32_t bulk = p->bulk_lanes;
+	memcpy(s->token, p->token.data, sizeof(s->token));
+	bool agreed = !strcmp(p->transport, s->tp->kind) && bulk <= ENG_LANES_MAX;
+	wire_msg_free(msg);
+	if (!agreed)
+		return base_error(err, -MF_EPEER, MF_SCOPE_SESSION,
+				  "the source asked for lanes that were not agreed on");
+	s->prepared = true;
+	r = ops(s)->prepare(hv(s), MF_DESTINATION, err);
+	if (r == 0)
+		r = eng_memory_map(s, err);
+	if (r == 0)
+		r = eng_memory_empty(s, err);
+	if (r == 0)
+		r = eng_lanes_init(s, bulk, err);
+	if (r == 0)
+		r = eng_memory_register(s, TP_REMOTE_WRITE, err);
+	return r < 0 ? r : offer_lanes(s, err);
+}
+
+/* ---- rounds, seen from here ---- */
+
+static void show_round(struct mf_session *s, const Mf__Wire__RoundInfo *w)
+{
+	struct mf_round round = { .n = w->n,
+				  .ms = w->ms,
+				  .pages = w->pages,
+				  .zero_pages = w->zero_pages,
+				  .bytes = w->bytes,
+				  .dirty_pages = w->dirty_pages };
+	eng_update_progress(s, &round, 0);
+	eng_emit_round(s, &round);
+}
+
+static int wait_for_switchover(struct mf_session *s, wire_msg **ret, struct mf_error *err)
+{
+	eng_set_state(s, ENG_PRECOPY);
+	for (;;) {
+		wire_msg *msg;
+		/* As long as the source talks, rounds may go on; silence is the channel's to notice. */
+		int r = eng_receive(s, base_deadline_ms(60000), &msg, err);
+		if (r < 0)
+			return r;
+		if (r == 0)
+			continue;
+		if (msg->body_case == WIRE_BODY(SWITCHOVER)) {
+			*ret = msg;
+			return 0;
+		}
+		bool known = msg->body_case == WIRE_BODY(ROUND);
+		if (known)
+			show_round(s, msg->round);
+		wire_msg_free(msg);
+		if (!known)
+			return base_error(err, -MF_EPEER, MF_SCOPE_SESSION,
+					  "the source said something out of turn");
+	}
+}
+
+/* ---- switchover ---- */
+
+static int take_bitmap(struct mf_session *s, const Mf__Wire__Bitmap *b, uint64_t *left,
+		       struct mf_error *err)
+{
+	struct eng_region *r = b->region < s->memory.n ? &s->memory.region[b->region] : NULL;
+	uint64_t at = b->first;
+	for (size_t i = 0; r && i < b->n_runs; i += 2) {
+		uint64_t gap = b->runs[i], n = b->runs[i + 1];
+		if (at > r->pages || gap > r->pages - at || n > r->pages - at - gap || n > *left) {
+			r = NULL;
+			break;
+		}
+		bitmap_set(r->todo, at + gap, n);
+		at += gap + n;
+		*left -= n;
+	}
+	return r ? 0
+		 : base_error(err, -MF_EPEER, MF_SCOPE_SESSION,
+			      "the source named pages that do not exist");
+}
+
+static uint64_t all_pages(const struct mf_session *s)
+{
+	uint64_t pages = 0;
+	for (uint32_t i = 0; i < s->memory.n; i++)
+		pages += s->memory.region[i].pages;
+	return pages;
+}
+
+/* What comes between Switchover and State. */
+static int take_lists(struct mf_session *s, uint64_t missing, bool verify, struct mf_error *err)
+{
+	uint64_t hashes = verify ? all_pages(s) : 0;
+	while (missing || hashes) {
+		wire_msg *msg;
+		int r = eng_receive(s, base_deadline_ms(60000), &msg, err);
+		if (r == 0)
+			r = base_error(err, -ETIMEDOUT, MF_SCOPE_SESSION,
+				       "the source stopped in the middle of the switchover");
+		if (r < 0)
+			return r;
+		if (msg->body_case == WIRE_BODY(BITMAP) && missing)
+			r = take_bitmap(s, msg->bitmap, &missing, err);
+		else if (msg->body_case == WIRE_BODY(HASHES) && hashes)
+			r = eng_verify_receive(s, msg->hashes, &hashes, err);
+		else
+			r = base_error(err, -MF_EPEER, MF_SCOPE_SESSION,
+				       "the source said '%s' out of turn", wire_msg_name(msg));
+		wire_msg_free(msg);
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+/* Every page that is here already, before the device state may write any. */
+static int verify_present(struct mf_session *s, struct mf_error *err)
+{
+	_Atomic uint64_t pages = 0, wrong = 0;
+	for (uint32_t i = 0; i < s->memory.n; i++) {
+		struct eng_region *r = &s->memory.region[i];
+		for (uint64_t at = 0; at < r->pages;) {
+			uint64_t here = bitmap_next_clear(r->todo, at, r->pages);
+			uint64_t end = bitmap_next_set(r->todo, here, r->pages);
+			if (end > here)
+				eng_verify_pages(s, r, here, end - here, &pages, &wrong);
+			at = end;
+		}
+	}
+	s->report.has_verify = true;
+	s->report.verify_pages = pages;
+	s->report.verify_mismatches = wrong;
+	if (wrong)
+		return base_error(err, -MF_EINTEGRITY, MF_SCOPE_SESSION,
+				  "%llu pages differ from the source's; the guest stays there",
+				  (unsigned long long)wrong);
+	return 0;
+}
+
+/* Device state, as the adapter reads it: from messages, as they come. */
+static ssize_t read_state(void *ctx, void *bytes, size_t cap)
+{
+	struct mf_session *s = ctx;
+	while (s->device.at == s->device.len) {
+		wire_msg *msg;
+		if (s->device.complete)
+			return 0;
+		struct mf_error err = { 0 };
+		int r = eng_expect(s, WIRE_BODY(STATE), base_deadline_ms(60000), &msg, &err);
+		if (r < 0)
+			return r;
+		s->device.complete = msg->state->last;
+		free(s->device.bytes);
+		s->device.bytes = msg->state->data.data; /* taken over */
+		s->device.len = msg->state->data.len;
+		s->device.at = 0;
+		msg->state->data.data = NULL;
+		msg->state->data.len = 0;
+		wire_msg_free(msg);
+	}
+	size_t n = s->device.len - s->device.at < cap ? s->device.len - s->device.at : cap;
+	memcpy(bytes, s->device.bytes + s->device.at, n);
+	s->device.at += n;
+	return (ssize_t)n;
+}
+
+static int destination_switchover(struct mf_session *s, struct plan *plan, wire_msg *msg,
+				  struct mf_error *err)
+{
+	const Mf__Wire__Switchover *w = msg->switchover;
+	uint64_t missing = w->missing_pages;
+	eng_set_state(s, ENG_SWITCHOVER);
+	s->stopped_us = base_now_us() - w->paused_us_ago;
+	plan->postcopy = w->postcopy;
+
+	/* From here no late write of the source can reach this memory. */
+	eng_memory_deregister(s);
+	int r = 0;
+	if (plan->postcopy) {
+		r = eng_memory_from_wire(s, w->regions, w->n_regions, err);
+		if (r == 0 && missing > all_pages(s))
+			r = base_error(err, -MF_EPEER, MF_SCOPE_SESSION,
+				       "the source named more pages than there are");
+		if (r == 0)
+			r = eng_memory_register(s, TP_LOCAL, err);
+	}
+	wire_msg_free(msg);
+	if (r == 0)
+		r = take_lists(s, plan->postcopy ? missing : 0, plan->verify, err);
+	if (r == 0 && plan->verify)
+		r = verify_present(s, err);
+	if (r == 0 && plan->postcopy)
+		r = eng_pull_start(s, &plan->pull, err);
+	if (r == 0)
+		r = ops(s)->load_state(hv(s), read_state, s, err);
+	if (r < 0)
+		return r;
+	eng_set_state(s, ENG_READY);
+	return eng_send_plain(s, WIRE_BODY(READY), err);
+}
+
+/* ---- hand-off and what follows ---- */
+
+static int destination_handoff(struct mf_session *s, struct mf_error *err)
+{
+	wire_msg *msg;
+	int r = eng_expect(s, WIRE_BODY(COMMIT),
+			   base_deadline_ms(s->params.peer_timeout_ms + 10000), &msg, err);
+	if (r < 0)
+		return r;
+	wire_msg_free(msg);
+	r = eng_record_write(s, "owner", err);
+	if (r < 0)
+		return r;
+	eng_set_state(s, ENG_COMMITTED);
+	struct mf_error why = { 0 };
+	r = ops(s)->resume(hv(s), &why);
+	if (r < 0) {
+		/* Ours all the same: the source must not run it.  Somebody has to look. */
+		eng_set_state(s, ENG_PAUSED);
+		return base_error(
+			err, -MF_EPAUSED, MF_SCOPE_SESSION,
+			"the guest is here but could not be resumed (%.120s); resume it in its "
+			"monitor",
+			why.msg);
+	}
+	s->report.downtime_ms = (base_now_us() - s->stopped_us + 999) / 1000;
+	eng_emit(s, MF_EVENT_RUNNING, "the guest runs here");
+	eng_set_state(s, ENG_POSTCOPY);
+	if (eng_send_plain(s, WIRE_BODY(RUNNING), NULL) < 0)
+		eng_answer_queries(s, MF__WIRE__ANSWER__STATE__OWNER, base_deadline_ms(LINGER_MS));
+	return 0;
+}
+
+static void say_done(struct mf_session *s)
+{
+	const struct mf_report *rep = &s->report;
+	Mf__Wire__Done body = MF__WIRE__DONE__INIT;
+	wire_msg msg = WIRE_INIT, *bye;
+	uint64_t latency[5] = { rep->postcopy.latency_us.p50, rep->postcopy.latency_us.p90,
+				rep->postcopy.latency_us.p99, rep->postcopy.latency_us.p99_9,
+				rep->postcopy.latency_us.max };
+	msg.body_case = WIRE_BODY(DONE);
+	msg.done = &body;
+	body.verify_pages = rep->verify_pages;
+	body.verify_mismatches = rep->verify_mismatches;
+	body.has_postcopy = rep->has_postcopy;
+	if (rep->has_postcopy) {
+		body.postcopy_ms = rep->postcopy.ms;
+		body.faults = rep->postcopy.faults;
+		body.pulled_pages = rep->postcopy.pulled_pages;
+		body.n_latency_us = BASE_ARRAY_LEN(latency);
+		body.latency_us = latency;
+		body.n_latency_log2_us = MF_LATENCY_BUCKETS;
+		body.latency_log2_us = (uint64_t *)rep->postcopy.latency_log2_us;
+		body.bytes_read = rep->bytes_read;
+	}
+	/* The guest is whole: whether the source hears it changes nothing here.  But it may be in doubt. */
+	if (eng_send(s, &msg, NULL) == 0 &&
+	    eng_expect(s, WIRE_BODY(BYE), base_deadline_ms(5000), &bye, NULL) == 0)
+		wire_msg_free(bye);
+	else
+		eng_answer_queries(s, MF__WIRE__ANSWER__STATE__COMPLETE,
+				   base_deadline_ms(LINGER_MS));
+}
+
+static int destination_postcopy(struct mf_session *s, struct plan *plan, struct mf_error *err)
+{
+	int r = 0;
+	if (plan->pull) {
+		r = eng_pull_all(s, plan->pull, err);
+		if (r < 0) {
+			eng_pull_leave(s, plan->pull);
+			eng_answer_queries(s, MF__WIRE__ANSWER__STATE__OWNER,
+					   base_deadline_ms(LINGER_MS));
+			eng_set_state(s, ENG_PAUSED);
+			if (err)
+				*err = (struct mf_error){ 0 };
+			return base_error(
+				err, -MF_EPAUSED, MF_SCOPE_SESSION,
+				"the source was lost in post-copy; the guest waits for pages "
+				"that only the source has: keep both monitors as they are");
+		}
+		eng_pull_finish(s, plan->pull);
+	}
+	say_done(s);
+	eng_record_remove(s);
+	eng_set_state(s, ENG_COMPLETED);
+	if (s->report.verify_mismatches)
+		return base_error(err, -MF_EINTEGRITY, MF_SCOPE_SESSION,
+				  "%llu pages differ from the source's",
+				  (unsigned long long)s->report.verify_mismatches);
+	return 0;
+}
+
+static int destination_fail(struct mf_session *s, struct plan *plan, int code, struct mf_error *err)
+{
+	struct mf_error why = { 0 };
+	bool was_ready = s->state == ENG_READY;
+	if (err && err->code)
+		why = *err;
+	else
+		base_error_sys(&why, code, MF_SCOPE_SESSION, "%s", eng_state_name(s->state));
+	if (was_ready)
+		/* A COMMIT may be under way: what answers it must be on disk first. */
+		(void)eng_record_write(s, "aborted", NULL);
+	eng_send_abort(s, &why);
+	if (plan->pull)
+		eng_pull_abandon(s, plan->pull);
+	if (s->prepared)
+		(void)ops(s)->abort(hv(s), NULL);
+	eng_set_state(s, ENG_ABORTED);
+	if (was_ready) {
+		eng_answer_queries(s, MF__WIRE__ANSWER__STATE__ABORTED,
+				   base_deadline_ms(LINGER_MS));
+		eng_record_remove(s);
+	}
+	if (err)
+		*err = why;
+	return code;
+}
+
+/* Nothing was agreed on yet, and what came was not a memferry that wants something. */
+static bool is_stranger(const struct mf_session *s, int code)
+{
+	return s->state == ENG_CHECK && !s->report.session[0] &&
+	       (code == -EBADMSG || code == -ECONNRESET || code == -ETIMEDOUT || code == -MF_EPEER);
+}
+
+int eng_destination_run(struct mf_session *s, struct mf_error *err)
+{
+	struct plan plan = { 0 };
+	wire_msg *msg;
+	int r = ops(s)->describe(hv(s), &s->guest, err);
+	eng_set_state(s, ENG_CONNECT);
+	while (r == 0) {
+		r = wait_for_source(s, err);
+		if (r == 0)
+			r = destination_check(s, &plan, err);
+		if (r < 0 ? !is_stranger(s, r) : !plan.check_only)
+			break;
+		/* `memferry check`, or nobody who speaks our protocol, leaves; wait for who means it. */
+		if (r == 0 && eng_expect(s, WIRE_BODY(BYE), eng_timeout(s), &msg, NULL) == 0)
+			wire_msg_free(msg);
+		wire_channel_close(s->channel);
+		s->channel = NULL;
+		s->report.n_findings = 0;
+		*err = (struct mf_error){ 0 };
+		eng_set_state(s, ENG_CONNECT);
+		r = 0;
+	}
+	if (r == 0)
+		r = destination_prepare(s, err);
+	if (r == 0)
+		r = wait_for_switchover(s, &msg, err);
+	if (r == 0)
+		r = destination_switchover(s, &plan, msg, err);
+	if (r == 0)
+		r = destination_handoff(s, err);
+	if (r < 0)
+		return s->state == ENG_PAUSED ? r : destination_fail(s, &plan, r, err);
+	return destination_postcopy(s, &plan, err);
+}

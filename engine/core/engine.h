@@ -1,0 +1,300 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * What the files of the engine share: the session and its parts.
+ *
+ *   session thread   mf_session_run(): phases, control messages, adapter calls, policy
+ *   lane threads     one per lane: run jobs (write a round, pull pages, serve faults), else keep
+ *                    the transport's progress going
+ *   control thread   wire/channel.c: reads, pings, notices silence
+ *
+ * The session thread sleeps on event_fd only; requests, finished jobs and control messages all write to it.
+ */
+#ifndef CORE_ENGINE_H
+#define CORE_ENGINE_H
+
+#include <memferry/session.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#include "base/bitmap.h"
+#include "base/error.h"
+#include "core/latency.h"
+#include "tracker/pager.h"
+#include "tracker/tracker.h"
+#include "transport/transport.h"
+#include "wire/channel.h"
+
+#define ENG_PROTOCOL_VERSION 1u
+/* Reports count pages of this size, whatever the backing. */
+#define ENG_PAGE 4096u
+/* Work is dealt to lanes, and flushed, in chunks of a region. */
+#define ENG_CHUNK (8u << 20)
+/* The longest operation in bytes, unless a page is longer. */
+#define ENG_OP_MAX           (1u << 20)
+#define ENG_PIECE            (UINT64_C(1) << 30) /* one registration at the most */
+#define ENG_DEPTH            128u                /* operations in flight per lane */
+#define ENG_CHUNKS_UNFLUSHED 4u /* per lane: bounds bytes in flight and what a lost lane costs */
+#define ENG_LANES_MAX        64u
+
+/* States of a session; state.c has the table of what may follow what. */
+enum eng_state {
+	ENG_IDLE,
+	ENG_CONNECT, /* destination: listening */
+	ENG_CHECK,
+	ENG_PREPARE,
+	ENG_PRECOPY,    /* rounds */
+	ENG_SWITCHOVER, /* guest paused; last pass, device state */
+	ENG_READY,      /* state loaded at the destination; nothing decided */
+	ENG_COMMITTED,  /* source: recorded "committed"; destination: recorded "owner" */
+	ENG_POSTCOPY,   /* the guest runs at the destination, pages may be missing */
+	ENG_COMPLETED,
+	ENG_ABORTED,  /* the guest runs at the source */
+	ENG_PAUSED,   /* committed, pages missing, no peer */
+	ENG_IN_DOUBT, /* committed, answer not known */
+	ENG_CHECKED,
+	ENG_STATE_COUNT,
+};
+
+/* One region as this side has it. */
+struct eng_region {
+	struct mf_region desc;
+	uint8_t *map; /* our mapping of all of it */
+	uint64_t pages;
+	/* Source: pages the destination does not have in their newest form.
+	 * Destination, post-copy: pages that nobody fetches yet. */
+	uint64_t *todo;
+	/* Destination, post-copy: pages whose bytes are here.  In a shared file: survives us. */
+	uint64_t *present;
+	uint64_t *hashes;   /* destination, verify in post-copy: what each page must be */
+	struct tp_mr **mrs; /* one per ENG_PIECE */
+	uint32_t n_mrs;
+	struct tp_remote *remote; /* the peer's, one per remote_piece */
+	uint32_t n_remote;
+	uint64_t remote_piece;
+};
+
+struct eng_memory {
+	uint32_t n;
+	struct eng_region region[MF_REGIONS_MAX];
+	uint64_t bytes;
+};
+
+struct mf_session;
+struct eng_lane;
+
+/* A job: every lane it was given to calls run() once, the last one to return pokes the session. */
+struct eng_job {
+	int (*run)(struct eng_lane *lane, void *ctx);
+	void *ctx;
+	_Atomic uint32_t running;
+	_Atomic bool stop; /* asks run() to return early */
+};
+
+/* One operation under way. */
+struct eng_op {
+	uint32_t region;
+	uint64_t first, n;
+	uint64_t seen_us; /* fault: when it was seen */
+};
+
+struct eng_lane {
+	struct mf_session *session;
+	struct tp_lane *tp; /* the thread's own from start to join */
+	uint32_t id;
+	bool urgent;
+	pthread_t thread;
+	bool started;
+	int sleep_fd; /* wakes a failed lane's thread */
+
+	_Atomic(struct eng_job *) job;
+	_Atomic bool stop;
+	_Atomic int failure;
+	struct mf_error error; /* of the failure; read after the job ended */
+
+	/* the thread's own */
+	struct eng_op ops[ENG_DEPTH];
+	uint16_t free_ops[ENG_DEPTH];
+	uint32_t n_free;
+	uint32_t in_flight; /* operations and flushes */
+};
+
+struct eng_lanes {
+	struct tp_domain *domain;
+	struct tp_limits limits;
+	struct eng_lane *lane; /* bulk lanes, then the urgent one */
+	uint32_t n_bulk;
+	uint32_t n; /* of lane[]: started or being started */
+};
+
+struct mf_session {
+	struct mf_session_params params; /* strings are ours */
+	char host[MF_ADDRESS_MAX];
+	uint16_t port;
+	uint8_t token[TP_TOKEN_SIZE];
+	char *address, *run_dir, *transport;
+
+	struct mf_guest guest;
+	enum eng_state state;      /* session thread; eng_set_state() only */
+	_Atomic uint32_t requests; /* bits 1 << enum mf_request */
+	int event_fd;
+	int listen_fd;
+	char peer_host[MF_ADDRESS_MAX];
+	struct wire_channel *channel;
+	struct eng_memory memory;
+	struct eng_lanes lanes;
+	const struct tp_ops *tp;
+
+	struct trk *tracker;
+	int tracker_uffd;
+	struct pgr *pager;
+	int pager_uffd;
+	bool prepared; /* the adapter was; abort() is owed */
+	bool record_written;
+
+	/* device state on its way */
+	struct {
+		uint8_t *bytes;
+		size_t len, cap, at;
+		bool complete; /* destination: the last piece has come */
+	} device;
+
+	uint64_t started_us, stopped_us;     /* stopped: the guest, by our clock */
+	uint64_t cpu_user_us, cpu_system_us; /* when the session began */
+	struct mf_report report;
+
+	pthread_mutex_t progress_lock; /* protects progress; never held across a call */
+	struct mf_progress progress;
+	_Atomic uint64_t bytes_moved;   /* by all lanes, ever */
+	_Atomic uint64_t bytes_scanned; /* of this round: written, zero or not to be sent */
+	_Atomic uint64_t faults;
+	_Atomic uint64_t not_before_us; /* bandwidth limit: when the next byte may go */
+};
+
+/* state.c */
+void eng_set_state(struct mf_session *s, enum eng_state to);
+bool eng_state_may_follow(enum eng_state from, enum eng_state to);
+const char *eng_state_name(enum eng_state state);
+bool eng_state_is_end(enum eng_state state);
+
+/* session.c: events, requests, and waiting */
+void eng_emit(struct mf_session *s, enum mf_event_type type, const char *fmt, ...) MF_PRINTF(3, 4);
+void eng_emit_round(struct mf_session *s, const struct mf_round *round);
+void eng_emit_finding(struct mf_session *s, const struct mf_finding *finding);
+bool eng_requested(const struct mf_session *s, enum mf_request request);
+/* -MF_ECANCELED when that was asked for and the state allows it, else 0. */
+int eng_check_cancel(struct mf_session *s, struct mf_error *err);
+/* Sleeps until something happened or the deadline; the caller looks what. */
+void eng_sleep(struct mf_session *s, uint64_t deadline_us);
+/* The next message: 1 and *ret (the caller frees it), 0 at the deadline.  Negative: the channel
+ * failed, the peer aborted (-MF_EPEER), or we were cancelled. */
+int eng_receive(struct mf_session *s, uint64_t deadline_us, wire_msg **ret, struct mf_error *err);
+/* The same, and it must be that one; what only informs is passed over. */
+int eng_expect(struct mf_session *s, Mf__Wire__Control__BodyCase body, uint64_t deadline_us,
+	       wire_msg **ret, struct mf_error *err);
+int eng_send(struct mf_session *s, wire_msg *msg, struct mf_error *err);
+/* A message without fields. */
+int eng_send_plain(struct mf_session *s, Mf__Wire__Control__BodyCase body, struct mf_error *err);
+void eng_send_abort(struct mf_session *s, const struct mf_error *why);
+/* Runs the job's end out, watching for cancel and the channel; asks the job to stop on failure
+ * and waits for it all the same.  The first failure. */
+int eng_wait_job(struct mf_session *s, struct eng_job *job, struct mf_error *err);
+uint64_t eng_timeout(const struct mf_session *s); /* deadline for one answer of the peer */
+void eng_update_progress(struct mf_session *s, const struct mf_round *round, uint64_t round_bytes);
+
+/* source.c, destination.c: one side's whole run.  0, or the failure that ended it. */
+int eng_source_run(struct mf_session *s, struct mf_error *err);
+int eng_destination_run(struct mf_session *s, struct mf_error *err);
+
+/* memory.c */
+int eng_memory_map(struct mf_session *s, struct mf_error *err);
+void eng_memory_unmap(struct mf_session *s);
+int eng_memory_register(struct mf_session *s, uint32_t access, struct mf_error *err);
+void eng_memory_deregister(struct mf_session *s);
+/* Destination: the whole RAM becomes holes. */
+int eng_memory_empty(struct mf_session *s, struct mf_error *err);
+/* Sets todo for every page that is not a hole of the file; counts them. */
+uint64_t eng_memory_seed(struct mf_session *s);
+uint64_t eng_memory_count_todo(const struct mf_session *s); /* pages of any size */
+uint64_t eng_memory_todo_bytes(const struct mf_session *s);
+int eng_memory_to_wire(const struct mf_session *s, Mf__Wire__Remote ***ret, size_t *ret_n);
+void eng_memory_wire_free(Mf__Wire__Remote **remotes, size_t n);
+int eng_memory_from_wire(struct mf_session *s, Mf__Wire__Remote *const *remotes, size_t n,
+			 struct mf_error *err);
+/* An operation on pages [first, first + n) of a region, which lie in one piece of both sides. */
+void eng_memory_xfer(const struct eng_region *r, uint64_t first, uint64_t n, uint64_t cookie,
+		     struct tp_xfer *ret);
+/* Runs of at most this many pages make one operation. */
+uint64_t eng_op_pages(const struct eng_region *r);
+uint64_t eng_chunk_pages(const struct eng_region *r);
+
+/* lanes.c */
+int eng_lanes_init(struct mf_session *s, uint32_t n_bulk, struct mf_error *err);
+int eng_lanes_connect(struct mf_session *s, const char *address, struct mf_error *err);
+int eng_lanes_accept(struct mf_session *s, struct tp_listener *listener, struct mf_error *err);
+void eng_lanes_stop(struct mf_session *s);  /* joins; outstanding operations fail */
+void eng_lanes_close(struct mf_session *s); /* after memory was deregistered */
+enum eng_lane_set { ENG_BULK, ENG_URGENT };
+void eng_lanes_run(struct mf_session *s, enum eng_lane_set set, struct eng_job *job);
+bool eng_job_is_done(const struct eng_job *job);
+uint32_t eng_lanes_alive(const struct mf_session *s, enum eng_lane_set set);
+/* The first failure among a set's lanes, for a message. */
+int eng_lanes_failure(struct mf_session *s, struct mf_error *err);
+/* From a job: slots for operations. */
+struct eng_op *eng_op_get(struct eng_lane *lane, uint64_t *ret_cookie); /* NULL: all in use */
+void eng_op_put(struct eng_lane *lane, uint64_t cookie);
+
+/* round.c: one round of one-sided writes over all bulk lanes. */
+struct eng_round {
+	struct eng_job job;
+	struct mf_session *session;
+	bool skip_zero;          /* the destination's pages are zero where ours are */
+	_Atomic uint64_t cursor; /* next chunk */
+	_Atomic uint64_t pages, zero_pages, bytes; /* pages in ENG_PAGE units */
+};
+void eng_round_start(struct mf_session *s, struct eng_round *round, bool skip_zero);
+uint64_t eng_chunks(const struct mf_session *s);
+/* The n-th chunk over all regions: its region and pages. */
+void eng_chunk_at(const struct mf_session *s, uint64_t n, uint32_t *ret_region, uint64_t *ret_first,
+		  uint64_t *ret_pages);
+
+/* pull.c: post-copy at the destination. */
+struct eng_pull;
+/* todo holds what is missing.  Arms the pager and starts to serve faults on the urgent lane. */
+int eng_pull_start(struct mf_session *s, struct eng_pull **ret, struct mf_error *err);
+/* The guest runs: also fetch in the background until everything is here.  Blocks. */
+int eng_pull_all(struct mf_session *s, struct eng_pull *pull, struct mf_error *err);
+/* Before the commit: lets the loading guest's touches through to whatever is there. */
+void eng_pull_abandon(struct mf_session *s, struct eng_pull *pull);
+/* After the commit and a failure: faults go on waiting. */
+void eng_pull_leave(struct mf_session *s, struct eng_pull *pull);
+void eng_pull_finish(struct mf_session *s, struct eng_pull *pull);
+
+/* handoff.c: the on-disk record, and what is asked when an answer was lost. */
+int eng_record_write(struct mf_session *s, const char *what, struct mf_error *err);
+void eng_record_remove(struct mf_session *s);
+/* Source, in doubt: asks until it knows or gives up (ANSWER__STATE__UNKNOWN). */
+Mf__Wire__Answer__State eng_query_peer(struct mf_session *s, uint64_t deadline_us);
+/* Destination: answers queries about this session until one was answered or the deadline. */
+void eng_answer_queries(struct mf_session *s, Mf__Wire__Answer__State state, uint64_t deadline_us);
+
+/* verify.c */
+int eng_verify_send(struct mf_session *s, struct mf_error *err);
+int eng_verify_receive(struct mf_session *s, const Mf__Wire__Hashes *h, uint64_t *pages_left,
+		       struct mf_error *err);
+void eng_verify_pages(struct mf_session *s, struct eng_region *r, uint64_t first, uint64_t n,
+		      _Atomic uint64_t *pages, _Atomic uint64_t *mismatches);
+uint64_t eng_verify_page_hash(const struct eng_region *r, uint64_t page);
+
+/* preflight.c */
+void eng_preflight_local(struct mf_session *s);
+void eng_preflight_peer(struct mf_session *s, const Mf__Wire__Guest *peer);
+void eng_finding(struct mf_session *s, enum mf_verdict verdict, const char *subject,
+		 const char *fmt, ...) MF_PRINTF(4, 5);
+/* -MF_EREFUSED when a finding refuses, naming it. */
+int eng_preflight_verdict(const struct mf_session *s, struct mf_error *err);
+const struct tp_ops *eng_pick_transport(struct mf_session *s, const char *const *peer,
+					size_t n_peer, struct mf_error *err);
+const struct trk_ops *eng_pick_tracker(struct mf_error *err);
+
+#endif

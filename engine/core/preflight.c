@@ -1,0 +1,282 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* What must hold before a move, asked on both hosts while nothing has been touched. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <sys/utsname.h>
+
+#include "base/cleanup.h"
+#include "base/parse.h"
+#include "core/engine.h"
+
+void eng_finding(struct mf_session *s, enum mf_verdict verdict, const char *subject,
+		 const char *fmt, ...)
+{
+	struct mf_report *rep = &s->report;
+	if (rep->n_findings == BASE_ARRAY_LEN(rep->findings))
+		return;
+	struct mf_finding *f = &rep->findings[rep->n_findings++];
+	f->verdict = verdict;
+	(void)snprintf(f->subject, sizeof(f->subject), "%s", subject);
+	va_list ap;
+	va_start(ap, fmt);
+	if (vsnprintf(f->detail, sizeof(f->detail), fmt, ap) < 0)
+		f->detail[0] = '\0';
+	va_end(ap);
+	eng_emit_finding(s, f);
+}
+
+int eng_preflight_verdict(const struct mf_session *s, struct mf_error *err)
+{
+	for (uint32_t i = 0; i < s->report.n_findings; i++) {
+		const struct mf_finding *f = &s->report.findings[i];
+		if (f->verdict == MF_REFUSE)
+			return base_error(err, -MF_EREFUSED, MF_SCOPE_SESSION, "%s: %s", f->subject,
+					  f->detail);
+	}
+	return 0;
+}
+
+const struct trk_ops *eng_pick_tracker(struct mf_error *err)
+{
+	struct mf_error first = { 0 };
+	for (const struct trk_ops *const *t = trk_backends(); *t; t++) {
+		if ((*t)->probe(&first) == 0)
+			return *t;
+	}
+	base_error(err, first.code ? first.code : -MF_EKERNEL, MF_SCOPE_HOST, "%s",
+		   first.msg[0] ? first.msg : "no way to track writes in this build");
+	return NULL;
+}
+
+/* MemAvailable, or free huge pages of that size, in bytes. */
+static uint64_t free_memory(uint64_t page_size)
+{
+	char path[96], line[128];
+	uint64_t value = 0;
+	if (page_size <= 4096)
+		(void)snprintf(path, sizeof(path), "/proc/meminfo");
+	else
+		(void)snprintf(path, sizeof(path),
+			       "/sys/kernel/mm/hugepages/hugepages-%" PRIu64 "kB/free_hugepages",
+			       page_size / 1024);
+	base_cleanup(base_fclosep) FILE *f = fopen(path, "re");
+	while (f && fgets(line, sizeof(line), f)) {
+		if (page_size > 4096 && sscanf(line, "%" SCNu64, &value) == 1)
+			return value * page_size;
+		if (sscanf(line, "MemAvailable: %" SCNu64 " kB", &value) == 1)
+			return value * 1024;
+	}
+	return 0;
+}
+
+/* Bytes that all files of the regions hold already: a destination's RAM may be allocated. */
+static uint64_t allocated_bytes(const struct mf_guest *g, uint64_t page_size)
+{
+	uint64_t sum = 0;
+	for (uint32_t i = 0; i < g->n_regions; i++) {
+		struct stat st;
+		if (g->regions[i].page_size == page_size && g->regions[i].fd >= 0 &&
+		    !fstat(g->regions[i].fd, &st))
+			sum += (uint64_t)st.st_blocks * 512;
+	}
+	return sum;
+}
+
+static void check_memory(struct mf_session *s)
+{
+	const struct mf_guest *g = &s->guest;
+	uint64_t sizes[MF_REGIONS_MAX], need[MF_REGIONS_MAX];
+	unsigned n = 0;
+	for (uint32_t i = 0; i < g->n_regions; i++) {
+		unsigned k = 0;
+		while (k < n && sizes[k] != g->regions[i].page_size)
+			k++;
+		if (k == n) {
+			sizes[n] = g->regions[i].page_size;
+			need[n++] = 0;
+		}
+		need[k] += g->regions[i].size;
+	}
+	for (unsigned k = 0; k < n; k++) {
+		char want[24], have[24];
+		uint64_t there = free_memory(sizes[k]) + allocated_bytes(g, sizes[k]);
+		/* Huge pages of a mapping are reserved, not free: QEMU would not have started without. */
+		bool enough = there >= need[k] || sizes[k] > 4096;
+		base_format_size(need[k], want, sizeof(want));
+		base_format_size(there, have, sizeof(have));
+		eng_finding(
+			s, enough ? MF_OK : MF_REFUSE, "destination memory",
+			enough ? "the guest may need %s, %s are available"
+			       : "the guest may need %s, but only %s are available; free some, or "
+				 "choose another host",
+			want, have);
+	}
+}
+
+static void check_kernel(struct mf_session *s)
+{
+	struct mf_error why = { 0 };
+	struct utsname u;
+	(void)uname(&u);
+	if (s->params.side == MF_SOURCE) {
+		bool needs_tracker =
+			s->params.mode != MF_MODE_COLD && s->params.mode != MF_MODE_POSTCOPY;
+		const struct trk_ops *t = eng_pick_tracker(&why);
+		if (t)
+			eng_finding(s, MF_OK, "write tracking", "%s (Linux %s)", t->name,
+				    u.release);
+		else
+			eng_finding(s, needs_tracker ? MF_REFUSE : MF_WARN, "write tracking",
+				    "%s%s", why.msg,
+				    needs_tracker ? "; --mode postcopy or cold needs none" : "");
+		return;
+	}
+	for (uint32_t i = 0; i < s->guest.n_regions; i++) {
+		if (pgr_probe(PGR_SHARED, s->guest.regions[i].page_size, &why) < 0) {
+			eng_finding(s, MF_REFUSE, "page faults", "%s", why.msg);
+			return;
+		}
+	}
+	eng_finding(s, MF_OK, "page faults", "userfaultfd (Linux %s)", u.release);
+}
+
+void eng_preflight_local(struct mf_session *s)
+{
+	char size[24];
+	uint64_t bytes = 0;
+	for (uint32_t i = 0; i < s->guest.n_regions; i++)
+		bytes += s->guest.regions[i].size;
+	eng_finding(s, MF_OK, s->params.side == MF_SOURCE ? "source guest" : "destination guest",
+		    "%s, %s, %s in %u region%s", s->guest.name, s->guest.monitor,
+		    base_format_size(bytes, size, sizeof(size)), s->guest.n_regions,
+		    s->guest.n_regions == 1 ? "" : "s");
+	for (uint32_t i = 0; i < s->guest.n_findings; i++) {
+		const struct mf_finding *f = &s->guest.findings[i];
+		eng_finding(s, f->verdict, f->subject, "%s", f->detail);
+	}
+	for (uint32_t i = 0; i < s->guest.n_regions; i++) {
+		if (s->guest.regions[i].fd < 0)
+			eng_finding(
+				s, MF_REFUSE, "guest RAM",
+				"region %s has no shared file behind it, so it cannot be reached",
+				s->guest.regions[i].name);
+	}
+	if (!s->guest.n_regions)
+		eng_finding(s, MF_REFUSE, "guest RAM", "the guest has no RAM that can be moved");
+	check_kernel(s);
+	if (s->params.side == MF_DESTINATION)
+		check_memory(s);
+}
+
+static void compare_text(struct mf_session *s, enum mf_verdict worst, const char *subject,
+			 const char *theirs, const char *ours, const char *todo)
+{
+	if (!strcmp(theirs, ours))
+		eng_finding(s, MF_OK, subject, "%s on both hosts", ours);
+	else
+		eng_finding(s, worst, subject, "%.60s at the source, %.60s here; %s", theirs, ours,
+			    todo);
+}
+
+static void compare_region(struct mf_session *s, const Mf__Wire__Region *theirs,
+			   const struct mf_region *ours)
+{
+	char a[24], b[24];
+	base_format_size(theirs->size, a, sizeof(a));
+	base_format_size(ours->size, b, sizeof(b));
+	if (strcmp(theirs->name, ours->name))
+		eng_finding(
+			s, MF_REFUSE, "regions",
+			"'%s' at the source stands where '%s' does here; start both with the same "
+			"memory options",
+			theirs->name, ours->name);
+	else if (theirs->size != ours->size)
+		eng_finding(s, MF_REFUSE, "regions",
+			    "region %s has %s at the source and %s here; give both the same size",
+			    ours->name, a, b);
+	else if (theirs->page_size != ours->page_size)
+		eng_finding(s, MF_REFUSE, "regions",
+			    "region %s has pages of %" PRIu64 " bytes at the source and %" PRIu64
+			    " here; back both by the same kind of memory",
+			    ours->name, theirs->page_size, ours->page_size);
+	else if (theirs->gpa != ours->gpa)
+		eng_finding(s, MF_REFUSE, "regions",
+			    "region %s is at guest address 0x%" PRIx64
+			    " at the source and 0x%" PRIx64
+			    " here; start both with the same machine options",
+			    ours->name, theirs->gpa, ours->gpa);
+}
+
+void eng_preflight_peer(struct mf_session *s, const Mf__Wire__Guest *peer)
+{
+	const struct mf_guest *g = &s->guest;
+	if (strcmp(peer->kind, g->kind)) {
+		eng_finding(s, MF_REFUSE, "kind of guest", "%.60s at the source, %s here",
+			    peer->kind, g->kind);
+		return;
+	}
+	compare_text(s, MF_WARN, "monitor", peer->monitor, g->monitor,
+		     "works if their machine types are compatible");
+	compare_text(s, MF_REFUSE, "machine type", peer->machine, g->machine,
+		     "start the destination with the source's machine type");
+	compare_text(s, MF_REFUSE, "CPU", peer->cpu, g->cpu,
+		     "start the destination with the source's CPU model and count");
+	if (peer->n_regions != g->n_regions) {
+		eng_finding(s, MF_REFUSE, "regions",
+			    "%zu regions of RAM at the source, %u here; start both with the same "
+			    "memory "
+			    "options",
+			    peer->n_regions, g->n_regions);
+		return;
+	}
+	uint32_t before = s->report.n_findings;
+	for (uint32_t i = 0; i < g->n_regions; i++)
+		compare_region(s, peer->regions[i], &g->regions[i]);
+	if (s->report.n_findings == before)
+		eng_finding(s, MF_OK, "regions", "the same %u on both hosts", g->n_regions);
+}
+
+static bool offers(const char *const *peer, size_t n_peer, const char *kind)
+{
+	for (size_t i = 0; i < n_peer; i++) {
+		if (!strcmp(peer[i], kind))
+			return true;
+	}
+	return false;
+}
+
+const struct tp_ops *eng_pick_transport(struct mf_session *s, const char *const *peer,
+					size_t n_peer, struct mf_error *err)
+{
+	char *reason = s->report.transport_reason;
+	size_t cap = sizeof(s->report.transport_reason);
+	bool is_auto = !strcmp(s->transport, "auto");
+	for (const struct tp_ops *const *t = tp_backends(); *t; t++) {
+		if (!is_auto && strcmp(s->transport, (*t)->kind))
+			continue;
+		if (!offers(peer, n_peer, (*t)->kind))
+			continue;
+		s->report.transport = (*t)->kind;
+		if (!is_auto)
+			(void)snprintf(reason, cap, "asked for on the destination");
+		else if (n_peer == 1)
+			(void)snprintf(reason, cap, "the only one that the source offers");
+		else
+			(void)snprintf(reason, cap, "the best that both hosts have");
+		if (!strcmp((*t)->kind, "tcp") && !tp_find("verbs")) {
+			size_t at = strlen(reason);
+			(void)snprintf(reason + at, cap - at, "; this build has no RDMA verbs");
+		}
+		return *t;
+	}
+	base_error(
+		err, -MF_EREFUSED, MF_SCOPE_SESSION,
+		"transport: the hosts have none in common with what was asked for; see `memferry "
+		"devices` on both");
+	return NULL;
+}

@@ -1,0 +1,642 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Post-copy at the destination: the guest is here, pages are at the source.
+ *
+ * A page is in one of three states, told by two bitmaps:
+ *
+ *   todo 1, present 0   missing: whoever clears the bit of todo (exactly one does) fetches it
+ *   todo 0, present 0   being fetched
+ *   todo 0, present 1   here
+ *
+ * A page is never fetched twice: a second read could land after the guest wrote the page.  `present` is set after
+ * the last byte and before the page is mapped for the guest, and lives in a file: after a crash, what
+ * is not present may be read again, what is present must not.
+ *
+ * The urgent lane's thread serves faults and nothing else.  The bulk lanes fetch the rest, from where the last fault
+ * was onwards, and step back while a fault is under way.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "core/engine.h"
+
+#define PULL_OP \
+	(256u << 10)    /* bytes of one background read: how long a fault may queue behind it */
+#define PULL_DEPTH   4u /* background reads in flight per lane */
+#define ARM_GRANULE  (2u << 20)
+#define AROUND_PAGES 32u /* present pages mapped with the one that was touched */
+#define WAITING_MAX \
+	256u /* faults on pages that others fetch; beyond it only their latency is not counted */
+#define SPIN_US      60u /* faults come in streams: look this long before sleeping */
+#define STEP_BACK_US 500u
+
+struct waiting {
+	uint32_t region;
+	uint64_t page, seen_us;
+};
+
+struct eng_pull {
+	struct mf_session *session;
+	struct eng_job fault_job, bulk_job;
+	struct pgr_range range[MF_REGIONS_MAX];
+	char present_path[512];
+	uint64_t started_us;
+	uint64_t total; /* ENG_PAGE units that were missing */
+	bool armed;
+
+	_Atomic uint64_t left;         /* ENG_PAGE units not present */
+	_Atomic uint64_t pulled;       /* ENG_PAGE units fetched */
+	_Atomic uint64_t hint;         /* region << 48 | page after the last fault */
+	_Atomic uint32_t urgent_reads; /* in flight */
+	_Atomic uint32_t n_waiting;
+	_Atomic bool committed;
+	_Atomic uint64_t verified, mismatches;
+
+	/* the urgent lane's */
+	struct waiting waiting[WAITING_MAX];
+	struct latency latency;
+};
+
+static uint64_t unit(const struct eng_region *r)
+{
+	return r->desc.page_size / ENG_PAGE;
+}
+
+static struct eng_lane *urgent_lane(struct mf_session *s)
+{
+	return &s->lanes.lane[s->lanes.n_bulk];
+}
+
+static void poke_session(struct mf_session *s)
+{
+	uint64_t one = 1;
+	(void)!write(s->event_fd, &one, sizeof(one));
+}
+
+/* The bytes of an extent are in our mapping: from now on it is the guest's. */
+static int page_in(struct eng_pull *p, const struct eng_op *op)
+{
+	struct mf_session *s = p->session;
+	struct eng_region *r = &s->memory.region[op->region];
+	struct pgr_extent e = { op->region, op->first, op->n };
+	if (r->hashes)
+		eng_verify_pages(s, r, op->first, op->n, &p->verified, &p->mismatches);
+	bitmap_set_atomic(r->present, op->first, op->n);
+	int code = pgr_complete(s->pager, &e, NULL);
+	uint64_t pages = op->n * unit(r);
+	atomic_fetch_add_explicit(&p->pulled, pages, memory_order_relaxed);
+	atomic_fetch_add_explicit(&s->bytes_scanned, pages * ENG_PAGE, memory_order_relaxed);
+	atomic_fetch_add_explicit(&s->bytes_moved, pages * ENG_PAGE, memory_order_relaxed);
+	/* acq_rel: who brings it to 0 has seen every page_in before its own */
+	if (atomic_fetch_sub_explicit(&p->left, pages, memory_order_acq_rel) == pages)
+		poke_session(s);
+	return code;
+}
+
+/* An operation that did not happen: its pages are missing again. */
+static void give_back(struct eng_pull *p, const struct eng_op *op)
+{
+	bitmap_set_atomic(p->session->memory.region[op->region].todo, op->first, op->n);
+}
+
+/* Posts one read of pages that were claimed.  -EAGAIN: no room. */
+static int post_read(struct eng_pull *p, struct eng_lane *lane, const struct eng_op *want)
+{
+	uint64_t cookie;
+	struct tp_xfer x;
+	struct eng_op *op = eng_op_get(lane, &cookie);
+	if (!op)
+		return -EAGAIN;
+	*op = *want;
+	eng_memory_xfer(&p->session->memory.region[op->region], op->first, op->n, cookie, &x);
+	int r = tp_post_read(lane->tp, &x, 1);
+	if (r < 0) {
+		eng_op_put(lane, cookie);
+		return r;
+	}
+	lane->in_flight++;
+	return 0;
+}
+
+/* ---- faults ---- */
+
+static int take_urgent(struct eng_pull *p, struct eng_lane *lane)
+{
+	struct tp_wc wc[16];
+	int n = tp_lane_poll(lane->tp, wc, 16);
+	for (int i = 0; i < n; i++) {
+		struct eng_op op = lane->ops[wc[i].cookie];
+		eng_op_put(lane, wc[i].cookie);
+		lane->in_flight--;
+		atomic_fetch_sub_explicit(&p->urgent_reads, 1, memory_order_relaxed);
+		if (wc[i].status < 0) {
+			give_back(p, &op);
+			return wc[i].status;
+		}
+		int r = page_in(p, &op);
+		latency_add(&p->latency, base_now_us() - op.seen_us);
+		if (r < 0)
+			return r;
+	}
+	return n;
+}
+
+/* The page is here: map it and its neighbours that are here too, so that they need no fault of their own. */
+static int map_around(struct eng_pull *p, uint32_t region, uint64_t page)
+{
+	const struct eng_region *r = &p->session->memory.region[region];
+	uint64_t block = page / AROUND_PAGES * AROUND_PAGES, first = page, end = page + 1;
+	while (first > block && bitmap_test_atomic(r->present, first - 1))
+		first--;
+	while (end < block + AROUND_PAGES && end < r->pages && bitmap_test_atomic(r->present, end))
+		end++;
+	struct pgr_extent e = { region, first, end - first };
+	return pgr_complete(p->session->pager, &e, NULL);
+}
+
+static int serve_fault(struct eng_pull *p, struct eng_lane *lane, const struct pgr_fault *f)
+{
+	struct eng_region *r = &p->session->memory.region[f->range];
+	atomic_fetch_add_explicit(&p->session->faults, 1, memory_order_relaxed);
+	if (bitmap_test_atomic(r->present, f->page)) {
+		int code = map_around(p, f->range, f->page);
+		latency_add(&p->latency, base_now_us() - f->seen_us);
+		return code;
+	}
+	if (!bitmap_claim_atomic(r->todo, f->page)) {
+		uint32_t n = atomic_load_explicit(&p->n_waiting, memory_order_relaxed);
+		if (n < WAITING_MAX) {
+			p->waiting[n] = (struct waiting){ f->range, f->page, f->seen_us };
+			atomic_store_explicit(&p->n_waiting, n + 1, memory_order_relaxed);
+		}
+		return 0;
+	}
+	struct eng_op op = { .region = f->range, .first = f->page, .n = 1, .seen_us = f->seen_us };
+	int code;
+	while ((code = post_read(p, lane, &op)) == -EAGAIN) {
+		code = take_urgent(p, lane);
+		if (code < 0)
+			break;
+	}
+	if (code < 0) {
+		give_back(p, &op);
+		return code;
+	}
+	atomic_fetch_add_explicit(&p->urgent_reads, 1, memory_order_relaxed);
+	uint64_t next = f->page + 1 < r->pages ? f->page + 1 : 0;
+	atomic_store_explicit(&p->hint, (uint64_t)f->range << 48 | next, memory_order_relaxed);
+	return 0;
+}
+
+/* Faults on pages that a bulk lane fetched: it has completed them; the latency is counted here. */
+static bool look_at_waiting(struct eng_pull *p)
+{
+	bool any = false;
+	uint32_t n = atomic_load_explicit(&p->n_waiting, memory_order_relaxed);
+	for (uint32_t i = 0; i < n;) {
+		const struct waiting *w = &p->waiting[i];
+		if (!bitmap_test_atomic(p->session->memory.region[w->region].present, w->page)) {
+			i++;
+			continue;
+		}
+		latency_add(&p->latency, base_now_us() - w->seen_us);
+		p->waiting[i] = p->waiting[--n];
+		any = true;
+	}
+	atomic_store_explicit(&p->n_waiting, n, memory_order_relaxed);
+	return any;
+}
+
+static int sleep_for_faults(struct eng_pull *p, struct eng_lane *lane)
+{
+	struct pgr_fault none;
+	int fd, r = tp_lane_arm(lane->tp, &fd);
+	if (r == -EAGAIN)
+		return 0;
+	if (r < 0)
+		return r;
+	/* cap 0: only wait; the loop reads. */
+	r = pgr_next(p->session->pager, 0, &none, 0, 0, base_deadline_ms(500), fd);
+	return r < 0 && r != -EAGAIN ? r : 0;
+}
+
+static int serve_faults(struct eng_lane *lane, void *ctx)
+{
+	struct eng_pull *p = ctx;
+	uint64_t active_us = 0;
+	int r = 0;
+
+	while (r >= 0 && !atomic_load_explicit(&p->fault_job.stop, memory_order_relaxed)) {
+		struct pgr_fault faults[32];
+		int n = pgr_next(p->session->pager, 0, faults, 32, 0, 0, -1);
+		r = n;
+		for (int i = 0; i < n && r >= 0; i++)
+			r = serve_fault(p, lane, &faults[i]);
+		int done = r < 0 ? 0 : take_urgent(p, lane);
+		if (done < 0)
+			r = done;
+		bool any = look_at_waiting(p) || n > 0 || done > 0;
+		uint64_t now = base_now_us();
+		if (any)
+			active_us = now;
+		else if (r >= 0 && now - active_us > SPIN_US)
+			r = sleep_for_faults(p, lane);
+	}
+	if (r < 0) {
+		base_debug("fault service ended: %s", base_strerror(r));
+		struct tp_wc wc[16];
+		int n;
+		tp_lane_shutdown(lane->tp);
+		while (lane->in_flight && (n = tp_lane_poll(lane->tp, wc, 16)) > 0) {
+			for (int i = 0; i < n; i++) {
+				give_back(p, &lane->ops[wc[i].cookie]);
+				eng_op_put(lane, wc[i].cookie);
+				lane->in_flight--;
+			}
+		}
+		/* Nobody serves any more.  Before the commit a guest that is loading must not hang: it
+		 * never runs, so what it finds does not matter.  Afterwards faults wait. */
+		if (!atomic_load_explicit(&p->committed, memory_order_acquire)) {
+			pgr_disarm(p->session->pager);
+			p->armed = false;
+		}
+		poke_session(p->session);
+	}
+	while (r >= 0 && lane->in_flight) {
+		int done = take_urgent(p, lane);
+		r = done < 0 ? done : 0;
+		if (r == 0 && lane->in_flight && tp_lane_wait(lane->tp, base_deadline_ms(1000)) < 0)
+			r = -ETIMEDOUT;
+	}
+	return r < 0 ? r : 0;
+}
+
+/* ---- background ---- */
+
+struct puller {
+	struct eng_pull *pull;
+	struct eng_lane *lane;
+	uint32_t region; /* where to look next */
+	uint64_t page;
+	uint64_t hint_seen;
+};
+
+/* The next missing extent from the cursor on, over all regions, once round.  False: nothing is missing. */
+static bool claim_next(struct puller *w, struct eng_op *ret)
+{
+	struct mf_session *s = w->pull->session;
+	uint64_t hint = atomic_load_explicit(&w->pull->hint, memory_order_relaxed);
+	if (hint != w->hint_seen) {
+		w->hint_seen = hint;
+		w->region = (uint32_t)(hint >> 48);
+		w->page = hint & ((UINT64_C(1) << 48) - 1);
+	}
+	/* One turn more than there are regions: the first one's beginning comes last. */
+	for (uint32_t i = 0; i <= s->memory.n; i++) {
+		struct eng_region *r = &s->memory.region[w->region];
+		uint64_t most = r->desc.page_size >= PULL_OP ? 1 : PULL_OP / r->desc.page_size;
+		struct extent e;
+		/* No operation crosses a registration's border, and those end on chunks. */
+		while (bitmap_next_extent(r->todo, w->page, r->pages, most, &e)) {
+			uint64_t chunk = eng_chunk_pages(r);
+			uint64_t end = (e.first / chunk + 1) * chunk;
+			end = end < e.first + e.n ? end : e.first + e.n;
+			if (bitmap_claim_extent_atomic(r->todo, e.first, end, most, &e)) {
+				*ret = (struct eng_op){ .region = w->region,
+							.first = e.first,
+							.n = e.n };
+				w->page = e.first + e.n;
+				return true;
+			}
+			w->page = end; /* others took it */
+		}
+		w->region = (w->region + 1) % s->memory.n;
+		w->page = 0;
+	}
+	return false;
+}
+
+static int take_bulk(struct puller *w, bool block)
+{
+	struct eng_lane *lane = w->lane;
+	struct tp_wc wc[PULL_DEPTH];
+	for (;;) {
+		int n = tp_lane_poll(lane->tp, wc, PULL_DEPTH);
+		for (int i = 0; i < n; i++) {
+			struct eng_op op = lane->ops[wc[i].cookie];
+			eng_op_put(lane, wc[i].cookie);
+			lane->in_flight--;
+			if (wc[i].status < 0) {
+				give_back(w->pull, &op);
+				return wc[i].status;
+			}
+			int r = page_in(w->pull, &op);
+			if (r < 0)
+				return r;
+		}
+		if (n > 0 && atomic_load_explicit(&w->pull->n_waiting, memory_order_relaxed))
+			tp_lane_wake(urgent_lane(w->pull->session)->tp);
+		if (n || !block || !lane->in_flight)
+			return n < 0 ? n : 0;
+		int r = tp_lane_wait(lane->tp,
+				     base_deadline_ms(lane->session->params.peer_timeout_ms));
+		if (r < 0)
+			return r;
+	}
+}
+
+/* While a fault is under way the link and the CPUs are its; but never for long. */
+static int step_back(struct puller *w)
+{
+	uint64_t until = base_now_us() + STEP_BACK_US;
+	while (atomic_load_explicit(&w->pull->urgent_reads, memory_order_relaxed) &&
+	       base_now_us() < until) {
+		int r = tp_lane_wait(w->lane->tp, until);
+		if (r < 0 && r != -ETIMEDOUT)
+			return r;
+		r = take_bulk(w, false);
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+static int pull_missing(struct eng_lane *lane, void *ctx)
+{
+	struct eng_pull *p = ctx;
+	struct puller w = { .pull = p, .lane = lane };
+	struct eng_op op;
+	int r = 0;
+
+	/* Lanes start apart; the first fault brings them together. */
+	eng_chunk_at(p->session, eng_chunks(p->session) * lane->id / p->session->lanes.n_bulk,
+		     &w.region, &w.page, &op.n);
+	while (r == 0 && !atomic_load_explicit(&p->bulk_job.stop, memory_order_relaxed)) {
+		r = lane->in_flight >= PULL_DEPTH ? take_bulk(&w, true) : take_bulk(&w, false);
+		if (r == 0)
+			r = step_back(&w);
+		if (r < 0 || lane->in_flight >= PULL_DEPTH)
+			continue;
+		if (!claim_next(&w, &op)) {
+			if (!lane->in_flight)
+				break;
+			r = take_bulk(&w, true);
+			continue;
+		}
+		while ((r = post_read(p, lane, &op)) == -EAGAIN) {
+			r = take_bulk(&w, true);
+			if (r < 0)
+				break;
+		}
+		if (r < 0)
+			give_back(p, &op);
+	}
+	while (r == 0 && lane->in_flight)
+		r = take_bulk(&w, true);
+	if (r < 0) {
+		struct tp_wc wc[16];
+		int n;
+		tp_lane_shutdown(lane->tp);
+		while (lane->in_flight && (n = tp_lane_poll(lane->tp, wc, 16)) > 0) {
+			for (int i = 0; i < n; i++) {
+				give_back(p, &lane->ops[wc[i].cookie]);
+				eng_op_put(lane, wc[i].cookie);
+				lane->in_flight--;
+			}
+		}
+	}
+	return r;
+}
+
+/* ---- setting up and ending ---- */
+
+static uint64_t round_up(uint64_t n, uint64_t to)
+{
+	return (n + to - 1) / to * to;
+}
+
+static int map_present(struct eng_pull *p, struct mf_error *err)
+{
+	struct mf_session *s = p->session;
+	uint64_t bytes = 0;
+	(void)mkdir(s->run_dir, 0700);
+	(void)snprintf(p->present_path, sizeof(p->present_path), "%s/%s.present", s->run_dir,
+		       s->report.session);
+	base_autofd fd = open(p->present_path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	if (fd < 0)
+		return base_error_sys(err, -errno, MF_SCOPE_HOST, "%s", p->present_path);
+	for (uint32_t i = 0; i < s->memory.n; i++)
+		bytes += round_up(bitmap_words(s->memory.region[i].pages) * 8, 4096);
+	/* Allocated now: a full disk must not become a SIGBUS later. */
+	int r = -posix_fallocate(fd, 0, (off_t)bytes);
+	if (r < 0)
+		return base_error_sys(err, r, MF_SCOPE_HOST, "%s", p->present_path);
+	off_t at = 0;
+	for (uint32_t i = 0; i < s->memory.n; i++) {
+		struct eng_region *region = &s->memory.region[i];
+		size_t len = bitmap_words(region->pages) * 8;
+		void *map = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, fd, at);
+		if (map == MAP_FAILED)
+			return base_error_sys(err, -errno, MF_SCOPE_HOST, "%s", p->present_path);
+		region->present = map;
+		for (size_t w = 0; w < len / 8; w++)
+			region->present[w] = ~region->todo[w];
+		at += (off_t)round_up(len, 4096);
+	}
+	return 0;
+}
+
+/* Ranges with something missing, in granules: few registrations, and whole stretches that are
+ * here never fault. */
+static int arm(struct eng_pull *p, struct mf_error *err)
+{
+	struct mf_session *s = p->session;
+	size_t n = 0, cap = 0;
+	base_autofree struct pgr_extent *list = NULL;
+	for (uint32_t i = 0; i < s->memory.n; i++) {
+		const struct eng_region *r = &s->memory.region[i];
+		uint64_t granule =
+			r->desc.page_size >= ARM_GRANULE ? 1 : ARM_GRANULE / r->desc.page_size;
+		uint64_t at = bitmap_next_set(r->todo, 0, r->pages);
+		for (bool is_new = true; at < r->pages; is_new = false) {
+			uint64_t first = at / granule * granule;
+			uint64_t end = first + granule < r->pages ? first + granule : r->pages;
+			at = bitmap_next_set(r->todo, end, r->pages);
+			if (!is_new && list[n - 1].first + list[n - 1].n == first) {
+				list[n - 1].n += end - first;
+				continue;
+			}
+			if (n == cap) {
+				cap = cap ? 2 * cap : 64;
+				void *more = realloc(list, cap * sizeof(*list));
+				if (!more)
+					return base_error(err, -ENOMEM, MF_SCOPE_SESSION,
+							  "out of memory");
+				list = more;
+			}
+			list[n++] = (struct pgr_extent){ i, first, end - first };
+		}
+	}
+	if (!n)
+		return 0;
+	int r = pgr_arm(s->pager, list, n, err);
+	p->armed = r == 0;
+	return r;
+}
+
+static void stop_jobs(struct eng_pull *p)
+{
+	struct mf_session *s = p->session;
+	atomic_store_explicit(&p->fault_job.stop, true, memory_order_relaxed);
+	atomic_store_explicit(&p->bulk_job.stop, true, memory_order_relaxed);
+	tp_lane_wake(urgent_lane(s)->tp);
+	while (!eng_job_is_done(&p->fault_job) || !eng_job_is_done(&p->bulk_job))
+		eng_sleep(s, base_deadline_ms(100));
+}
+
+/* Everything but the originals of the userfaultfds in the guest's process. */
+static void release(struct eng_pull *p)
+{
+	struct mf_session *s = p->session;
+	pgr_close(s->pager);
+	s->pager = NULL;
+	base_closep(&s->pager_uffd);
+	free(p);
+}
+
+int eng_pull_start(struct mf_session *s, struct eng_pull **ret, struct mf_error *err)
+{
+	const struct mf_adapter_ops *ops = s->params.guest.ops;
+	void *hv = s->params.guest.hv;
+	struct eng_pull *p = calloc(1, sizeof(*p));
+	if (!p)
+		return base_error(err, -ENOMEM, MF_SCOPE_SESSION, "out of memory");
+	p->session = s;
+	*ret = p; /* from here the caller abandons it */
+	for (uint32_t i = 0; i < s->memory.n; i++) {
+		const struct eng_region *r = &s->memory.region[i];
+		p->range[i] = (struct pgr_range){ .addr = r->desc.hva,
+						  .len = r->desc.size,
+						  .page_size = r->desc.page_size,
+						  .kind = PGR_SHARED,
+						  .local = r->map };
+	}
+	p->total = eng_memory_todo_bytes(s) / ENG_PAGE;
+	atomic_store_explicit(&p->left, p->total, memory_order_relaxed);
+	int r = map_present(p, err);
+	if (r == 0)
+		r = ops->open_userfaultfd(hv, &s->pager_uffd, err);
+	if (r < 0)
+		return r;
+	struct pgr_params params = {
+		.uffds = &s->pager_uffd, .n_uffds = 1, .ranges = p->range, .n_ranges = s->memory.n
+	};
+	r = pgr_open(&params, &s->pager, err);
+	if (r == 0)
+		r = arm(p, err);
+	/* After arming: what is forgotten now faults on its next touch, without a gap. */
+	if (r == 0)
+		r = ops->forget_ram(hv, err);
+	if (r < 0)
+		return r;
+	p->fault_job.run = serve_faults;
+	p->fault_job.ctx = p;
+	eng_lanes_run(s, ENG_URGENT, &p->fault_job);
+	return 0;
+}
+
+static void tell_progress(struct eng_pull *p)
+{
+	Mf__Wire__PullInfo body = MF__WIRE__PULL_INFO__INIT;
+	wire_msg msg = WIRE_INIT;
+	msg.body_case = WIRE_BODY(PULL);
+	msg.pull = &body;
+	body.missing_pages = atomic_load_explicit(&p->left, memory_order_relaxed);
+	body.faults = atomic_load_explicit(&p->session->faults, memory_order_relaxed);
+	(void)eng_send(p->session, &msg, NULL); /* informs; the lanes tell when the peer is lost */
+}
+
+int eng_pull_all(struct mf_session *s, struct eng_pull *p, struct mf_error *err)
+{
+	struct mf_round shown = { .n = s->report.n_rounds };
+	/* release: pairs with the acquire in serve_faults */
+	atomic_store_explicit(&p->committed, true, memory_order_release);
+	p->started_us = base_now_us();
+	p->bulk_job.run = pull_missing;
+	p->bulk_job.ctx = p;
+	atomic_store_explicit(&s->bytes_scanned, 0, memory_order_relaxed);
+	eng_update_progress(s, &shown, p->total * ENG_PAGE);
+	uint64_t told_us = 0;
+	int r = 0;
+	while (r == 0 && atomic_load_explicit(&p->left, memory_order_acquire)) {
+		/* A lane that failed late left pages behind when the others had gone. */
+		if (eng_job_is_done(&p->bulk_job) && eng_lanes_alive(s, ENG_BULK))
+			eng_lanes_run(s, ENG_BULK, &p->bulk_job);
+		if (!eng_lanes_alive(s, ENG_URGENT) || !eng_lanes_alive(s, ENG_BULK)) {
+			r = eng_lanes_failure(s, err);
+			break;
+		}
+		if (base_now_us() - told_us > 200000) {
+			tell_progress(p);
+			told_us = base_now_us();
+		}
+		wire_msg *msg;
+		r = eng_receive(s, base_deadline_ms(200), &msg, err);
+		if (r > 0) {
+			wire_msg_free(msg);
+			r = 0;
+		}
+	}
+	stop_jobs(p);
+	struct mf_report *rep = &s->report;
+	struct mf_postcopy_report *pc = &rep->postcopy;
+	rep->has_postcopy = true;
+	pc->ms = (base_now_us() - p->started_us) / 1000;
+	pc->faults = atomic_load_explicit(&s->faults, memory_order_relaxed);
+	pc->pulled_pages = atomic_load_explicit(&p->pulled, memory_order_relaxed);
+	rep->bytes_read = pc->pulled_pages * ENG_PAGE;
+	pc->latency_us.p50 = latency_percentile(&p->latency, 0.5);
+	pc->latency_us.p90 = latency_percentile(&p->latency, 0.9);
+	pc->latency_us.p99 = latency_percentile(&p->latency, 0.99);
+	pc->latency_us.p99_9 = latency_percentile(&p->latency, 0.999);
+	pc->latency_us.max = p->latency.max;
+	latency_log2(&p->latency, pc->latency_log2_us);
+	if (rep->has_verify) {
+		rep->verify_pages += atomic_load_explicit(&p->verified, memory_order_relaxed);
+		rep->verify_mismatches +=
+			atomic_load_explicit(&p->mismatches, memory_order_relaxed);
+	}
+	return r;
+}
+
+void eng_pull_finish(struct mf_session *s, struct eng_pull *p)
+{
+	pgr_disarm(s->pager);
+	(void)unlink(p->present_path);
+	release(p);
+	s->params.guest.ops->close_userfaultfds(s->params.guest.hv);
+}
+
+void eng_pull_abandon(struct mf_session *s, struct eng_pull *p)
+{
+	stop_jobs(p);
+	if (s->pager && p->armed)
+		pgr_disarm(s->pager);
+	(void)unlink(p->present_path);
+	release(p);
+	s->params.guest.ops->close_userfaultfds(s->params.guest.hv);
+}
+
+void eng_pull_leave(struct mf_session *s, struct eng_pull *p)
+{
+	(void)s;
+	release(p);
+}

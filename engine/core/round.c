@@ -1,0 +1,308 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * One round: every page that is to do is written to the destination, by all bulk lanes.
+ *
+ * The law of order: a page's bit is cleared, then its write is posted.  The guest runs meanwhile: what it
+ * writes after the clearing is found dirty by the tracker's next collect.  A write is sure only when a
+ * later flush of its lane completed, so each chunk ends with one; when a lane fails, the
+ * chunks that were not flushed are to do again.
+ *
+ * Rewrites of one page never meet: a round ends when all its chunks are flushed.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "core/engine.h"
+
+/* Cookies of flushes: beyond every slot. */
+#define FLUSH_COOKIE UINT64_C(0x10000)
+/* Operations handed to the transport at once. */
+enum { BATCH = 16 };
+
+/* What one lane has under way in this round. */
+struct writer {
+	struct eng_lane *lane;
+	struct eng_round *round;
+	struct {
+		uint32_t region;
+		uint64_t first, pages;
+	} unflushed[ENG_CHUNKS_UNFLUSHED]; /* ring, oldest first: flushes complete in order */
+	uint32_t oldest, n_unflushed;
+	struct tp_xfer batch[BATCH];
+	unsigned n_batch;
+};
+
+uint64_t eng_chunks(const struct mf_session *s)
+{
+	uint64_t n = 0;
+	for (uint32_t i = 0; i < s->memory.n; i++) {
+		uint64_t per = eng_chunk_pages(&s->memory.region[i]);
+		n += (s->memory.region[i].pages + per - 1) / per;
+	}
+	return n;
+}
+
+void eng_chunk_at(const struct mf_session *s, uint64_t n, uint32_t *ret_region, uint64_t *ret_first,
+		  uint64_t *ret_pages)
+{
+	uint32_t i = 0;
+	for (;; i++) {
+		assert(i < s->memory.n);
+		uint64_t per = eng_chunk_pages(&s->memory.region[i]);
+		uint64_t here = (s->memory.region[i].pages + per - 1) / per;
+		if (n < here) {
+			uint64_t left = s->memory.region[i].pages - n * per;
+			*ret_region = i;
+			*ret_first = n * per;
+			*ret_pages = left < per ? left : per;
+			return;
+		}
+		n -= here;
+	}
+}
+
+/* Whole words of a page that is read anyway when it is sent: most pages with data show it in the first. */
+static bool is_zero(const uint8_t *page, uint64_t size)
+{
+	const uint64_t *word = (const uint64_t *)page;
+	if (word[0] | word[size / 16] | word[size / 8 - 1])
+		return false;
+	for (uint64_t i = 0; i < size / 8; i += 8) {
+		if (word[i] | word[i + 1] | word[i + 2] | word[i + 3] | word[i + 4] | word[i + 5] |
+		    word[i + 6] | word[i + 7])
+			return false;
+	}
+	return true;
+}
+
+/* Completions, if any; blocks for one when asked to and something is in flight. */
+static int reap(struct writer *w, bool block)
+{
+	struct eng_lane *lane = w->lane;
+	struct tp_wc wc[32];
+	for (;;) {
+		int n = tp_lane_poll(lane->tp, wc, 32);
+		if (n < 0)
+			return n;
+		for (int i = 0; i < n; i++) {
+			lane->in_flight--;
+			if (wc[i].cookie < FLUSH_COOKIE)
+				eng_op_put(lane, wc[i].cookie);
+			if (wc[i].status < 0)
+				return wc[i].status;
+			if (wc[i].cookie >= FLUSH_COOKIE) {
+				assert(w->n_unflushed);
+				w->oldest = (w->oldest + 1) % ENG_CHUNKS_UNFLUSHED;
+				w->n_unflushed--;
+			}
+		}
+		if (n || !block || !lane->in_flight)
+			return 0;
+		int r = tp_lane_wait(lane->tp,
+				     base_deadline_ms(lane->session->params.peer_timeout_ms));
+		if (r == -ETIMEDOUT)
+			return -ETIMEDOUT;
+		if (r < 0)
+			return r;
+	}
+}
+
+static int post_batch(struct writer *w)
+{
+	unsigned done = 0;
+	while (done < w->n_batch) {
+		int r = tp_post_write(w->lane->tp, w->batch + done, w->n_batch - done);
+		if (r > 0) {
+			done += (unsigned)r;
+			w->lane->in_flight += (uint32_t)r;
+			continue;
+		}
+		if (r != -EAGAIN)
+			return r;
+		r = reap(w, true);
+		if (r < 0)
+			return r;
+	}
+	w->n_batch = 0;
+	return 0;
+}
+
+/* Sleeps off the bandwidth limit; the lane's progress goes on meanwhile. */
+static int pay_bandwidth(struct writer *w, uint64_t bytes)
+{
+	struct mf_session *s = w->lane->session;
+	if (!s->params.max_bandwidth)
+		return 0;
+	uint64_t cost = bytes * 1000000 / s->params.max_bandwidth, now = base_now_us();
+	uint64_t at = atomic_load_explicit(&s->not_before_us, memory_order_relaxed), next;
+	do { /* idle time is not saved up */
+		next = (at > now ? at : now) + cost;
+	} while (!atomic_compare_exchange_weak_explicit(
+		&s->not_before_us, &at, next, memory_order_relaxed, memory_order_relaxed));
+	int r = post_batch(w);
+	while (r == 0 && base_now_us() < at &&
+	       !atomic_load_explicit(&w->round->job.stop, memory_order_relaxed)) {
+		r = reap(w, false);
+		if (r == 0) {
+			uint64_t tick = base_deadline_ms(50);
+			r = tp_lane_wait(w->lane->tp, at < tick ? at : tick);
+			r = r == -ETIMEDOUT ? 0 : r;
+		}
+	}
+	return r;
+}
+
+/* Pages [first, first + n), already claimed, as one operation. */
+static int add_write(struct writer *w, uint32_t region, uint64_t first, uint64_t n)
+{
+	struct mf_session *s = w->lane->session;
+	const struct eng_region *r = &s->memory.region[region];
+	uint64_t cookie;
+	int code = pay_bandwidth(w, n * r->desc.page_size);
+	if (code < 0)
+		return code;
+	struct eng_op *op;
+	while (!(op = eng_op_get(w->lane, &cookie))) {
+		code = post_batch(w);
+		if (code == 0)
+			code = reap(w, true);
+		if (code < 0)
+			return code;
+	}
+	*op = (struct eng_op){ .region = region, .first = first, .n = n };
+	eng_memory_xfer(r, first, n, cookie, &w->batch[w->n_batch++]);
+	atomic_fetch_add_explicit(&w->round->bytes, n * r->desc.page_size, memory_order_relaxed);
+	atomic_fetch_add_explicit(&s->bytes_moved, n * r->desc.page_size, memory_order_relaxed);
+	return w->n_batch == BATCH ? post_batch(w) : 0;
+}
+
+/* A claimed extent: cut at zero pages when the destination has those already. */
+static int write_extent(struct writer *w, uint32_t region, const struct extent *e)
+{
+	const struct eng_region *r = &w->lane->session->memory.region[region];
+	uint64_t size = r->desc.page_size, end = e->first + e->n, from = e->first, zero = 0;
+	int code = 0;
+	for (uint64_t page = e->first; w->round->skip_zero && page < end && code == 0; page++) {
+		if (!is_zero(r->map + page * size, size))
+			continue;
+		zero++;
+		if (page > from)
+			code = add_write(w, region, from, page - from);
+		from = page + 1;
+	}
+	if (code == 0 && end > from)
+		code = add_write(w, region, from, end - from);
+	atomic_fetch_add_explicit(&w->round->pages, (e->n - zero) * (size / ENG_PAGE),
+				  memory_order_relaxed);
+	atomic_fetch_add_explicit(&w->round->zero_pages, zero * (size / ENG_PAGE),
+				  memory_order_relaxed);
+	return code;
+}
+
+static int write_chunk(struct writer *w, uint32_t region, uint64_t first, uint64_t pages)
+{
+	struct mf_session *s = w->lane->session;
+	struct eng_region *r = &s->memory.region[region];
+	uint64_t at = first, end = first + pages;
+	bool any = false;
+	struct extent e;
+	int code = 0;
+
+	while (w->n_unflushed == ENG_CHUNKS_UNFLUSHED && code == 0)
+		code = reap(w, true);
+	if (code < 0)
+		return code;
+	uint32_t slot = (w->oldest + w->n_unflushed) % ENG_CHUNKS_UNFLUSHED;
+	w->unflushed[slot].region = region;
+	w->unflushed[slot].first = first;
+	w->unflushed[slot].pages = pages;
+	w->n_unflushed++;
+
+	while (code == 0 && bitmap_next_extent(r->todo, at, end, eng_op_pages(r), &e)) {
+		/* The chunk is ours, but chunks of huge pages share words of the bitmap. */
+		bitmap_clear_atomic(r->todo, e.first, e.n);
+		any = true;
+		code = write_extent(w, region, &e);
+		at = e.first + e.n;
+	}
+	if (code == 0 && !any) {
+		w->n_unflushed--;
+		return 0;
+	}
+	if (code == 0)
+		code = post_batch(w);
+	while (code == 0) {
+		code = tp_post_flush(w->lane->tp, FLUSH_COOKIE + slot);
+		if (code == 0) {
+			w->lane->in_flight++;
+			break;
+		}
+		if (code == -EAGAIN)
+			code = reap(w, true);
+	}
+	return code;
+}
+
+/* The lane is lost: what it had not flushed is to do again, and every slot is free. */
+static void give_back(struct writer *w)
+{
+	struct mf_session *s = w->lane->session;
+	struct tp_wc wc[32];
+	int n;
+	for (unsigned i = 0; i < w->n_batch; i++)
+		eng_op_put(w->lane, w->batch[i].cookie);
+	tp_lane_shutdown(w->lane->tp);
+	while (w->lane->in_flight && (n = tp_lane_poll(w->lane->tp, wc, 32)) > 0) {
+		for (int i = 0; i < n; i++) {
+			w->lane->in_flight--;
+			if (wc[i].cookie < FLUSH_COOKIE)
+				eng_op_put(w->lane, wc[i].cookie);
+		}
+	}
+	for (; w->n_unflushed; w->n_unflushed--) {
+		uint32_t slot = w->oldest;
+		/* Also pages that were never to do: sending one too many is harmless. */
+		bitmap_set_atomic(s->memory.region[w->unflushed[slot].region].todo,
+				  w->unflushed[slot].first, w->unflushed[slot].pages);
+		w->oldest = (w->oldest + 1) % ENG_CHUNKS_UNFLUSHED;
+	}
+}
+
+static int write_round(struct eng_lane *lane, void *ctx)
+{
+	struct eng_round *round = ctx;
+	struct mf_session *s = round->session;
+	struct writer w = { .lane = lane, .round = round };
+	uint64_t chunks = eng_chunks(s), n;
+	int r = 0;
+
+	while (r == 0 && !atomic_load_explicit(&round->job.stop, memory_order_relaxed) &&
+	       (n = atomic_fetch_add_explicit(&round->cursor, 1, memory_order_relaxed)) < chunks) {
+		uint32_t region;
+		uint64_t first, pages;
+		eng_chunk_at(s, n, &region, &first, &pages);
+		r = write_chunk(&w, region, first, pages);
+		atomic_fetch_add_explicit(&s->bytes_scanned,
+					  pages * s->memory.region[region].desc.page_size,
+					  memory_order_relaxed);
+	}
+	while (r == 0 && lane->in_flight)
+		r = reap(&w, true);
+	if (r < 0)
+		give_back(&w);
+	return r;
+}
+
+void eng_round_start(struct mf_session *s, struct eng_round *round, bool skip_zero)
+{
+	memset(round, 0, sizeof(*round));
+	round->session = s;
+	round->skip_zero = skip_zero;
+	round->job.run = write_round;
+	round->job.ctx = round;
+	atomic_store_explicit(&s->bytes_scanned, 0, memory_order_relaxed);
+	eng_lanes_run(s, ENG_BULK, &round->job);
+}

@@ -1,0 +1,449 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* A session's life, its events and requests, and how its thread waits. */
+#include <memferry/session.h>
+
+#include <assert.h>
+#include <errno.h>
+#include <poll.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/random.h>
+#include <sys/resource.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/parse.h"
+#include "core/engine.h"
+#include "wire/socket.h"
+
+static const char *const mode_names[MF_MODE_COUNT] = {
+	[MF_MODE_HYBRID] = "hybrid", [MF_MODE_PRECOPY] = "precopy", [MF_MODE_POSTCOPY] = "postcopy",
+	[MF_MODE_WARM] = "warm",     [MF_MODE_COLD] = "cold",
+};
+
+static const char *const phase_names[MF_PHASE_COUNT] = {
+	[MF_PHASE_IDLE] = "idle",       [MF_PHASE_CONNECT] = "connect",
+	[MF_PHASE_CHECK] = "check",     [MF_PHASE_PREPARE] = "prepare",
+	[MF_PHASE_PRECOPY] = "precopy", [MF_PHASE_SWITCHOVER] = "switchover",
+	[MF_PHASE_HANDOFF] = "handoff", [MF_PHASE_POSTCOPY] = "postcopy",
+	[MF_PHASE_DONE] = "done",
+};
+
+static const char *const outcome_names[] = {
+	[MF_OUTCOME_NONE] = "none",         [MF_OUTCOME_COMPLETED] = "completed",
+	[MF_OUTCOME_ABORTED] = "aborted",   [MF_OUTCOME_PAUSED] = "paused",
+	[MF_OUTCOME_IN_DOUBT] = "in-doubt", [MF_OUTCOME_CHECKED] = "checked",
+};
+
+const char *mf_mode_name(enum mf_mode mode)
+{
+	return (unsigned)mode < MF_MODE_COUNT ? mode_names[mode] : "unknown";
+}
+
+const char *mf_phase_name(enum mf_phase phase)
+{
+	return (unsigned)phase < MF_PHASE_COUNT ? phase_names[phase] : "unknown";
+}
+
+const char *mf_outcome_name(enum mf_outcome outcome)
+{
+	return (unsigned)outcome < BASE_ARRAY_LEN(outcome_names) ? outcome_names[outcome]
+								 : "unknown";
+}
+
+const char *mf_error_name(int code)
+{
+	return base_error_name(code);
+}
+
+/* ---- events ---- */
+
+static void emit(struct mf_session *s, struct mf_event *event)
+{
+	if (s->params.on_event)
+		s->params.on_event(s->params.ctx, event);
+}
+
+void eng_emit(struct mf_session *s, enum mf_event_type type, const char *fmt, ...)
+{
+	char text[320];
+	va_list ap;
+	va_start(ap, fmt);
+	if (vsnprintf(text, sizeof(text), fmt, ap) < 0)
+		text[0] = '\0';
+	va_end(ap);
+	pthread_mutex_lock(&s->progress_lock);
+	enum mf_phase phase = s->progress.phase;
+	pthread_mutex_unlock(&s->progress_lock);
+	emit(s, &(struct mf_event){ .type = type, .phase = phase, .text = text });
+}
+
+void eng_emit_round(struct mf_session *s, const struct mf_round *round)
+{
+	struct mf_report *rep = &s->report;
+	uint32_t at = rep->n_rounds < MF_ROUNDS_KEPT ? rep->n_rounds : MF_ROUNDS_KEPT - 1;
+	rep->rounds[at] = *round;
+	rep->n_rounds++;
+	emit(s, &(struct mf_event){
+			.type = MF_EVENT_ROUND, .phase = MF_PHASE_PRECOPY, .round = round });
+}
+
+void eng_emit_finding(struct mf_session *s, const struct mf_finding *finding)
+{
+	emit(s, &(struct mf_event){
+			.type = MF_EVENT_FINDING, .phase = MF_PHASE_CHECK, .finding = finding });
+}
+
+/* ---- requests ---- */
+
+void mf_session_request(struct mf_session *s, enum mf_request request)
+{
+	int saved = errno;
+	atomic_fetch_or_explicit(&s->requests, 1u << request, memory_order_relaxed);
+	uint64_t one = 1;
+	(void)!write(s->event_fd, &one, sizeof(one));
+	errno = saved;
+}
+
+bool eng_requested(const struct mf_session *s, enum mf_request request)
+{
+	return atomic_load_explicit(&s->requests, memory_order_relaxed) >> request & 1;
+}
+
+int eng_check_cancel(struct mf_session *s, struct mf_error *err)
+{
+	if (s->state >= ENG_COMMITTED || !eng_requested(s, MF_REQUEST_CANCEL))
+		return 0;
+	return base_error(err, -MF_ECANCELED, MF_SCOPE_SESSION, "canceled on this host's request");
+}
+
+/* ---- waiting ---- */
+
+uint64_t eng_timeout(const struct mf_session *s)
+{
+	return base_deadline_ms(s->params.peer_timeout_ms);
+}
+
+void eng_sleep(struct mf_session *s, uint64_t deadline_us)
+{
+	struct pollfd p = { .fd = s->event_fd, .events = POLLIN };
+	uint64_t n;
+	if (poll(&p, 1, base_left_ms(deadline_us)) > 0)
+		(void)!read(s->event_fd, &n, sizeof(n));
+}
+
+static int take_abort(struct mf_session *s, wire_msg *msg, struct mf_error *err)
+{
+	(void)s;
+	int code = msg->abort->code == -MF_ECANCELED ? -MF_ECANCELED : -MF_EPEER;
+	base_error(err, code, MF_SCOPE_SESSION, "the other host ended the move: %s",
+		   msg->abort->message);
+	wire_msg_free(msg);
+	return code;
+}
+
+static int take_message(struct mf_session *s, wire_msg **ret, struct mf_error *err)
+{
+	wire_msg *msg;
+	int r = s->channel ? wire_channel_next(s->channel, &msg, err) : 0;
+	if (r <= 0)
+		return r;
+	base_debug("%s: got %s", s->report.session, wire_msg_name(msg));
+	if (msg->body_case == WIRE_BODY(ABORT))
+		return take_abort(s, msg, err);
+	*ret = msg;
+	return 1;
+}
+
+int eng_receive(struct mf_session *s, uint64_t deadline_us, wire_msg **ret, struct mf_error *err)
+{
+	for (;;) {
+		int r = eng_check_cancel(s, err);
+		if (r == 0)
+			r = take_message(s, ret, err);
+		if (r)
+			return r;
+		if (base_now_us() >= deadline_us)
+			return 0;
+		eng_sleep(s, deadline_us);
+	}
+}
+
+int eng_expect(struct mf_session *s, Mf__Wire__Control__BodyCase body, uint64_t deadline_us,
+	       wire_msg **ret, struct mf_error *err)
+{
+	for (;;) {
+		wire_msg *msg;
+		int r = eng_receive(s, deadline_us, &msg, err);
+		if (r < 0)
+			return r;
+		if (r == 0)
+			return base_error(err, -ETIMEDOUT, MF_SCOPE_SESSION,
+					  "the other host did not answer in time (%s)",
+					  eng_state_name(s->state));
+		if (msg->body_case == body) {
+			*ret = msg;
+			return 0;
+		}
+		bool informs =
+			msg->body_case == WIRE_BODY(ROUND) || msg->body_case == WIRE_BODY(PULL);
+		if (!informs)
+			base_error(err, -MF_EPEER, MF_SCOPE_SESSION,
+				   "the other host said '%s' out of turn", wire_msg_name(msg));
+		wire_msg_free(msg);
+		if (!informs)
+			return -MF_EPEER;
+	}
+}
+
+int eng_send(struct mf_session *s, wire_msg *msg, struct mf_error *err)
+{
+	base_debug("%s: sending %s", s->report.session, wire_msg_name(msg));
+	return wire_channel_send(s->channel, msg, err);
+}
+
+int eng_send_plain(struct mf_session *s, Mf__Wire__Control__BodyCase body, struct mf_error *err)
+{
+	/* All of these have no fields, so one empty message stands for any of them. */
+	Mf__Wire__LanesUp lanes_up = MF__WIRE__LANES_UP__INIT;
+	Mf__Wire__Ready ready = MF__WIRE__READY__INIT;
+	Mf__Wire__Commit commit = MF__WIRE__COMMIT__INIT;
+	Mf__Wire__Running running = MF__WIRE__RUNNING__INIT;
+	Mf__Wire__Bye bye = MF__WIRE__BYE__INIT;
+	wire_msg msg = WIRE_INIT;
+	msg.body_case = body;
+	switch (body) {
+	case WIRE_BODY(LANES_UP):
+		msg.lanes_up = &lanes_up;
+		break;
+	case WIRE_BODY(READY):
+		msg.ready = &ready;
+		break;
+	case WIRE_BODY(COMMIT):
+		msg.commit = &commit;
+		break;
+	case WIRE_BODY(RUNNING):
+		msg.running = &running;
+		break;
+	case WIRE_BODY(BYE):
+		msg.bye = &bye;
+		break;
+	default:
+		assert(!"a message with fields");
+		return -EINVAL;
+	}
+	return eng_send(s, &msg, err);
+}
+
+void eng_send_abort(struct mf_session *s, const struct mf_error *why)
+{
+	if (!s->channel)
+		return;
+	Mf__Wire__Abort body = MF__WIRE__ABORT__INIT;
+	wire_msg msg = WIRE_INIT;
+	msg.body_case = WIRE_BODY(ABORT);
+	msg.abort = &body;
+	body.code = why->code;
+	body.message = (char *)why->msg;
+	(void)eng_send(s, &msg, NULL); /* best effort: a peer that does not hear it times out */
+}
+
+int eng_wait_job(struct mf_session *s, struct eng_job *job, struct mf_error *err)
+{
+	int failed = 0;
+	while (!eng_job_is_done(job)) {
+		wire_msg *msg;
+		int r = failed ? 0 : eng_check_cancel(s, err);
+		if (r == 0 && !failed)
+			r = take_message(s, &msg, err);
+		if (r > 0) { /* only informing messages come while a job runs */
+			wire_msg_free(msg);
+			continue;
+		}
+		if (r < 0) {
+			failed = r;
+			atomic_store_explicit(&job->stop, true, memory_order_relaxed);
+		}
+		eng_sleep(s, base_deadline_ms(250));
+	}
+	return failed;
+}
+
+/* ---- progress ---- */
+
+void eng_update_progress(struct mf_session *s, const struct mf_round *round, uint64_t round_bytes)
+{
+	pthread_mutex_lock(&s->progress_lock);
+	s->progress.round = round->n;
+	s->progress.round_bytes = round_bytes;
+	pthread_mutex_unlock(&s->progress_lock);
+}
+
+void mf_session_progress(const struct mf_session *session, struct mf_progress *ret)
+{
+	struct mf_session *s = (struct mf_session *)session; /* for the lock only */
+	pthread_mutex_lock(&s->progress_lock);
+	*ret = s->progress;
+	pthread_mutex_unlock(&s->progress_lock);
+	ret->elapsed_ms = s->started_us ? (base_now_us() - s->started_us) / 1000 : 0;
+	ret->faults = atomic_load_explicit(&s->faults, memory_order_relaxed);
+	uint64_t done = atomic_load_explicit(&s->bytes_scanned, memory_order_relaxed);
+	ret->done_bytes = done < ret->round_bytes ? done : ret->round_bytes;
+	if (ret->bytes_per_s && ret->round_bytes)
+		ret->left_ms = (ret->round_bytes - ret->done_bytes) * 1000 / ret->bytes_per_s;
+}
+
+/* ---- life ---- */
+
+static int check_params(const struct mf_session_params *p, struct mf_error *err)
+{
+	if (p->size != sizeof(*p) || !p->address || !p->guest.ops || !p->run_dir ||
+	    (unsigned)p->mode >= MF_MODE_COUNT || p->lanes > ENG_LANES_MAX)
+		return base_error(err, -EINVAL, MF_SCOPE_HOST, "session parameters are not valid");
+	if (!p->insecure)
+		return base_error(
+			err, -MF_EUSAGE, MF_SCOPE_HOST,
+			"the control channel of this version is not encrypted; use it on a "
+			"trusted network only, and say so with --insecure");
+	if (p->transport && strcmp(p->transport, "auto") && !tp_find(p->transport))
+		return base_error(
+			err, -MF_EUSAGE, MF_SCOPE_HOST,
+			"transport '%s' is not in this build; `memferry devices` shows what is",
+			p->transport);
+	return 0;
+}
+
+static void name_session(struct mf_session *s)
+{
+	uint8_t random[8];
+	if (getrandom(random, sizeof(random), 0) != sizeof(random))
+		memset(random, 0, sizeof(random));
+	for (size_t i = 0; i < sizeof(random); i++)
+		(void)snprintf(s->report.session + 2 * i, 3, "%02x", random[i]);
+}
+
+static void destroyp(struct mf_session **s)
+{
+	mf_session_destroy(*s);
+}
+
+int mf_session_create(const struct mf_session_params *params, struct mf_session **ret_session,
+		      struct mf_error *err)
+{
+	int r = check_params(params, err);
+	if (r < 0)
+		return r;
+	base_cleanup(destroyp) struct mf_session *s = calloc(1, sizeof(*s));
+	if (!s)
+		return base_error(err, -ENOMEM, MF_SCOPE_HOST, "out of memory");
+	s->listen_fd = s->event_fd = s->tracker_uffd = s->pager_uffd = -1;
+	pthread_mutex_init(&s->progress_lock, NULL);
+	s->params = *params;
+	s->address = strdup(params->address);
+	s->run_dir = strdup(params->run_dir);
+	s->transport = strdup(params->transport ? params->transport : "auto");
+	if (!s->address || !s->run_dir || !s->transport)
+		return base_error(err, -ENOMEM, MF_SCOPE_HOST, "out of memory");
+	if (!s->params.lanes)
+		s->params.lanes = 2;
+	if (!s->params.max_downtime_ms)
+		s->params.max_downtime_ms = 300;
+	if (!s->params.connect_timeout_ms)
+		s->params.connect_timeout_ms = 10000;
+	if (!s->params.peer_timeout_ms)
+		s->params.peer_timeout_ms = 10000;
+	s->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (s->event_fd < 0)
+		return base_error_sys(err, -errno, MF_SCOPE_HOST, "eventfd");
+	r = base_parse_addr(s->address, params->side == MF_SOURCE ? "address" : "--listen",
+			    MF_DEFAULT_PORT, s->host, sizeof(s->host), &s->port, err);
+	if (r < 0)
+		return r;
+	s->report.side = s->progress.side = params->side;
+	s->report.mode = params->mode;
+	s->report.transport = "";
+	if (params->side == MF_SOURCE)
+		name_session(s);
+	memcpy(s->progress.session, s->report.session, sizeof(s->progress.session));
+	*ret_session = BASE_TAKE_PTR(s);
+	return 0;
+}
+
+static uint64_t timeval_us(struct timeval t)
+{
+	return (uint64_t)t.tv_sec * 1000000u + (uint64_t)t.tv_usec;
+}
+
+static enum mf_outcome outcome_of(enum eng_state state)
+{
+	switch (state) {
+	case ENG_COMPLETED:
+		return MF_OUTCOME_COMPLETED;
+	case ENG_PAUSED:
+		return MF_OUTCOME_PAUSED;
+	case ENG_IN_DOUBT:
+		return MF_OUTCOME_IN_DOUBT;
+	case ENG_CHECKED:
+		return MF_OUTCOME_CHECKED;
+	default:
+		return MF_OUTCOME_ABORTED;
+	}
+}
+
+int mf_session_run(struct mf_session *s, struct mf_error *err)
+{
+	struct mf_error failure = { 0 };
+	struct rusage before, after;
+	assert(s->state == ENG_IDLE);
+	(void)getrusage(RUSAGE_SELF, &before);
+	s->started_us = base_now_us();
+
+	int r = s->params.side == MF_SOURCE ? eng_source_run(s, &failure)
+					    : eng_destination_run(s, &failure);
+
+	(void)getrusage(RUSAGE_SELF, &after);
+	struct mf_report *rep = &s->report;
+	rep->total_ms = (base_now_us() - s->started_us) / 1000;
+	rep->cpu_user_ms = (timeval_us(after.ru_utime) - timeval_us(before.ru_utime)) / 1000;
+	rep->cpu_system_ms = (timeval_us(after.ru_stime) - timeval_us(before.ru_stime)) / 1000;
+	rep->outcome = outcome_of(s->state);
+	rep->pages_total = s->memory.bytes / ENG_PAGE;
+	if (r < 0) {
+		if (!failure.code)
+			base_error_sys(&failure, r, MF_SCOPE_SESSION, "%s",
+				       eng_state_name(s->state));
+		rep->error = failure;
+		if (err)
+			*err = failure;
+	}
+	return r;
+}
+
+const struct mf_report *mf_session_report(const struct mf_session *session)
+{
+	return &session->report;
+}
+
+void mf_session_destroy(struct mf_session *s)
+{
+	if (!s)
+		return;
+	trk_close(s->tracker);
+	base_closep(&s->tracker_uffd);
+	wire_channel_close(s->channel);
+	eng_lanes_stop(s);
+	eng_memory_deregister(s);
+	eng_lanes_close(s);
+	eng_memory_unmap(s);
+	base_closep(&s->listen_fd);
+	base_closep(&s->event_fd);
+	free(s->device.bytes);
+	free(s->address);
+	free(s->run_dir);
+	free(s->transport);
+	pthread_mutex_destroy(&s->progress_lock);
+	free(s);
+}

@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * --verify full: while the guest stands still, the source sends a hash of every page; the
+ * destination compares each page after its last byte arrived and before anything could write it: what
+ * is present before the device state is loaded, what is pulled before it is mapped.
+ */
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <xxhash.h>
+
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "core/engine.h"
+
+/* Hashes of one message: 1 MiB. */
+#define BATCH_PAGES (1u << 17)
+
+uint64_t eng_verify_page_hash(const struct eng_region *r, uint64_t page)
+{
+	return XXH3_64bits(r->map + page * r->desc.page_size, r->desc.page_size);
+}
+
+/* A page's hash without touching holes: reading one would allocate it. */
+struct hole_reader {
+	const struct eng_region *r;
+	uint64_t zero_hash;
+	uint64_t data_end, hole_end; /* pages known to be data, and then hole */
+};
+
+static void start_reader(struct hole_reader *h, const struct eng_region *r)
+{
+	*h = (struct hole_reader){ .r = r };
+	XXH3_state_t *state = XXH3_createState();
+	static const uint8_t zeroes[4096];
+	XXH3_64bits_reset(state);
+	for (uint64_t done = 0; done < r->desc.page_size; done += sizeof(zeroes))
+		XXH3_64bits_update(state, zeroes, sizeof(zeroes));
+	h->zero_hash = XXH3_64bits_digest(state);
+	XXH3_freeState(state);
+}
+
+static uint64_t hash_at(struct hole_reader *h, uint64_t page)
+{
+	const struct eng_region *r = h->r;
+	uint64_t size = r->desc.page_size;
+	if (page >= h->hole_end) {
+		uint64_t at = r->desc.offset + page * size;
+		off_t data = lseek(r->desc.fd, (off_t)at, SEEK_DATA);
+		off_t hole = data < 0 ? -1 : lseek(r->desc.fd, data, SEEK_HOLE);
+		if (data < 0 && errno == ENXIO) {
+			h->data_end = page;
+			h->hole_end = r->pages;
+		} else if (data < 0 || hole <= data) { /* cannot tell: all data */
+			h->data_end = h->hole_end = r->pages;
+		} else if ((uint64_t)data > at) {
+			h->data_end = page;
+			h->hole_end = ((uint64_t)data - r->desc.offset) / size;
+		} else {
+			h->data_end = h->hole_end =
+				((uint64_t)hole - r->desc.offset + size - 1) / size;
+		}
+	}
+	return page < h->data_end ? eng_verify_page_hash(r, page) : h->zero_hash;
+}
+
+int eng_verify_send(struct mf_session *s, struct mf_error *err)
+{
+	base_autofree uint64_t *hashes = malloc(BATCH_PAGES * 8);
+	if (!hashes)
+		return base_error(err, -ENOMEM, MF_SCOPE_SESSION, "verify: out of memory");
+	for (uint32_t i = 0; i < s->memory.n; i++) {
+		const struct eng_region *r = &s->memory.region[i];
+		struct hole_reader reader;
+		start_reader(&reader, r);
+		for (uint64_t first = 0; first < r->pages; first += BATCH_PAGES) {
+			uint64_t n =
+				r->pages - first < BATCH_PAGES ? r->pages - first : BATCH_PAGES;
+			for (uint64_t k = 0; k < n; k++)
+				hashes[k] = htole64(hash_at(&reader, first + k));
+			Mf__Wire__Hashes body = MF__WIRE__HASHES__INIT;
+			wire_msg msg = WIRE_INIT;
+			msg.body_case = WIRE_BODY(HASHES);
+			msg.hashes = &body;
+			body.region = i;
+			body.first = first;
+			body.hashes.data = (uint8_t *)hashes;
+			body.hashes.len = n * 8;
+			int code = eng_send(s, &msg, err);
+			if (code < 0)
+				return code;
+		}
+	}
+	return 0;
+}
+
+int eng_verify_receive(struct mf_session *s, const Mf__Wire__Hashes *h, uint64_t *pages_left,
+		       struct mf_error *err)
+{
+	uint64_t n = h->hashes.len / 8;
+	if (h->region >= s->memory.n || !n || n > s->memory.region[h->region].pages ||
+	    h->first > s->memory.region[h->region].pages - n || n > *pages_left)
+		return base_error(err, -MF_EPEER, MF_SCOPE_SESSION,
+				  "the other host sent hashes of pages that do not exist");
+	struct eng_region *r = &s->memory.region[h->region];
+	if (!r->hashes) {
+		r->hashes = mmap(NULL, r->pages * 8, PROT_READ | PROT_WRITE,
+				 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		if (r->hashes == MAP_FAILED) {
+			r->hashes = NULL;
+			return base_error(err, -ENOMEM, MF_SCOPE_SESSION, "verify: out of memory");
+		}
+	}
+	for (uint64_t k = 0; k < n; k++) {
+		uint64_t le;
+		memcpy(&le, h->hashes.data + k * 8, 8);
+		r->hashes[h->first + k] = le64toh(le);
+	}
+	*pages_left -= n;
+	return 0;
+}
+
+void eng_verify_pages(struct mf_session *s, struct eng_region *r, uint64_t first, uint64_t n,
+		      _Atomic uint64_t *pages, _Atomic uint64_t *mismatches)
+{
+	struct hole_reader reader;
+	uint64_t wrong = 0;
+	start_reader(&reader, r);
+	for (uint64_t page = first; page < first + n; page++) {
+		if (hash_at(&reader, page) == r->hashes[page])
+			continue;
+		wrong++;
+		base_debug("%s: region %s: page %llu differs", s->report.session, r->desc.name,
+			   (unsigned long long)page);
+	}
+	uint64_t unit = r->desc.page_size / ENG_PAGE;
+	atomic_fetch_add_explicit(pages, n * unit, memory_order_relaxed);
+	atomic_fetch_add_explicit(mismatches, wrong * unit, memory_order_relaxed);
+}
