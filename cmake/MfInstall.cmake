@@ -1,8 +1,25 @@
 # What leaves the build: the library with its headers and its pkg-config file, and the command.
 
-# libmemferry.so.0: every component made so far, whole; only what libmemferry.map lists is visible.
-function(mf_library)
+# mf_closure(RET TARGETS...): the targets and the components that they link, each once.
+function(mf_closure ret)
   get_property(components GLOBAL PROPERTY MF_COMPONENTS)
+  set(todo ${ARGN})
+  set(found)
+  while(todo)
+    list(POP_FRONT todo target)
+    if(target IN_LIST components AND NOT target IN_LIST found)
+      list(APPEND found ${target})
+      get_target_property(links ${target} LINK_LIBRARIES)
+      list(APPEND todo ${links})
+    endif()
+  endwhile()
+  set(${ret} ${found} PARENT_SCOPE)
+endfunction()
+
+# mf_library(COMPONENTS...): libmemferry.so.0, of these components and all that they link, whole; only
+# what libmemferry.map lists is visible.
+function(mf_library)
+  mf_closure(components ${ARGN})
   set(map ${PROJECT_SOURCE_DIR}/cmake/libmemferry.map)
 
   # Objects, not archives: nothing refers to what only users of the library call.  The archives are

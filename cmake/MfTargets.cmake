@@ -1,6 +1,5 @@
 # mf_component(NAME SOURCES... [LIBS ...]): one folder, one static library; it sees the include roots
-# below, and tests/checks/layers.py sees to it that it uses only those its layer may.  Components made
-# before mf_library() are what libmemferry.so is made of.
+# below, and tests/checks/layers.py sees to it that it uses only those its layer may.
 function(mf_component name)
   cmake_parse_arguments(ARG "" "" "LIBS" ${ARGN})
   add_library(${name} STATIC ${ARG_UNPARSED_ARGUMENTS})
