@@ -554,8 +554,9 @@ void guest_main(uint32_t magic, const struct multiboot *info)
 	lay_out(info);
 	const_sum = sum_const();
 	fill();
-	print("READY pages=%u first_gpa=0x%x data=%u hot=%u ticks_per_ms=%u\n", n_pages,
-	      first_page * PAGE, n_data, n_hot, ticks_per_ms());
+	print("READY pages=%u first_gpa=0x%x table_gpa=0x%x data=%u hot=%u ticks_per_ms=%u\n",
+	      n_pages, first_page * PAGE, (uint32_t)(uintptr_t)generation, n_data, n_hot,
+	      ticks_per_ms());
 
 	started = heartbeat_last = ticks();
 	start_pace(&write_pace, params.rate);

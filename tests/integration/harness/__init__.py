@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Moves real guests between real QEMUs by the real command, and looks at what became of them."""
+from .case import Case, main
+from .memferry import Memferry
+from .process import Failed, Process, timeout
+from .qemu import Beat, Qemu, Ram, accelerators
+
+__all__ = ["Beat", "Case", "Failed", "Memferry", "Process", "Qemu", "Ram", "accelerators", "main", "timeout"]

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The memferry command, its events, and its report."""
+import json
+import os
+
+from .process import Failed, Process
+
+
+class Memferry(Process):
+    """Always with --json, unless told otherwise; every host of a test has its own run directory."""
+
+    def __init__(self, name, run_dir, *args, json_output=True):
+        argv = [os.environ["MEMFERRY"], *args]
+        if json_output:
+            argv.append("--json")
+        super().__init__(name, argv, env={"MEMFERRY_RUN_DIR": str(run_dir)})
+
+    @property
+    def events(self):
+        with self.changed:
+            return [json.loads(line) for line in self.lines if line.startswith("{")]
+
+    def event(self, name, limit=None, **fields):
+        """Waits for the first event of that name with such fields."""
+
+        def find():
+            for event in self.events:
+                if event.get("event") == name and all(event.get(k) == v for k, v in fields.items()):
+                    return event
+            return None
+
+        return self.wait_until(f"event {name} {fields}", find, limit)
+
+    def notice(self, word, limit=None):
+        return self.wait_until(
+            f"a notice with {word!r}",
+            lambda: next((e for e in self.events if e.get("event") == "notice" and word in e.get("text", "")), None),
+            limit,
+        )
+
+    def address(self):
+        """receive: where it listens."""
+        return self.event("listening")["address"]
+
+    @property
+    def report(self):
+        events = self.events
+        if not events or events[-1].get("event") != "report":
+            raise Failed(f"{self.name}: its last line is no report\n{self.transcript()}")
+        return events[-1]
+
+    @property
+    def complaint(self):
+        """What it says on standard error, but for the warning that --insecure brings."""
+        with self.changed:
+            return [line for line in self.errors if "(--insecure)" not in line]
