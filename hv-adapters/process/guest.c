@@ -33,6 +33,7 @@ struct guest {
 	bool started;
 	bool running;
 	bool verified;
+	uint64_t stopped_us;  /* by the last hold that stopped anything */
 	int uffds[UFFDS_MAX]; /* the originals */
 	unsigned n_uffds;
 };
@@ -95,11 +96,14 @@ static int hold(struct guest *g)
 {
 	if (!g->running)
 		return 0;
+	uint64_t asked_us = base_now_us();
 	crew_order(&g->crew, ORDER_HOLD);
 	if (!crew_wait(&g->crew, base_deadline_ms(STOP_MS))) {
 		crew_order(&g->crew, ORDER_RUN);
 		return -ETIMEDOUT;
 	}
+	/* Writers that had not yet begun to run stopped before they were asked to. */
+	g->stopped_us = g->crew.stopped_us > asked_us ? g->crew.stopped_us : asked_us;
 	g->running = false;
 	return 0;
 }
@@ -212,7 +216,7 @@ static int obey(struct guest *g, struct control_message *msg, int *ret_fd)
 		return 0;
 	case CTL_PAUSE:
 		rc = hold(g);
-		msg->arg = g->crew.stopped_us;
+		msg->arg = g->stopped_us;
 		return rc;
 	case CTL_RUN:
 		run(g);

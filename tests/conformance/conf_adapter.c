@@ -273,7 +273,7 @@ static void a1_stream_breaks_at_once(void **state)
 
 static void a1_stream_breaks_midway(void **state)
 {
-	break_stream(*state, kind == &rig_demo ? 100 : 50000);
+	break_stream(*state, kind == &rig_demo ? 100 : 20000);
 }
 
 /* The destination has taken everything, and only then it is called off. */
@@ -320,7 +320,7 @@ static void a3_state_is_carried_whole(void **state)
 	free(s.bytes);
 }
 
-static void a3_half_a_state_is_refused(void **state)
+static void a3_part_of_a_state_is_refused(void **state)
 {
 	struct rig *rig = *state;
 	struct stream s;
@@ -330,7 +330,7 @@ static void a3_half_a_state_is_refused(void **state)
 	pause_source(rig);
 	copy_ram(rig);
 	on(rig, MF_SOURCE, save_state, put, &s);
-	s.len /= 2;
+	s.len /= 10; /* three quarters of QEMU's is a description for people, which may lack */
 	struct mf_adapter *dst = &rig->guest[MF_DESTINATION];
 	assert_true(dst->ops->load_state(dst->hv, take, &s, &said) < 0);
 	assert_true(said.code < 0 && said.msg[0]);
@@ -503,7 +503,7 @@ int main(int argc, char **argv)
 		law(a1_after_load),
 		law(a2_pause_stops_all_writes),
 		law(a3_state_is_carried_whole),
-		law(a3_half_a_state_is_refused),
+		law(a3_part_of_a_state_is_refused),
 		law(a4_only_resume_runs_it),
 		law(a5_committed_never_runs_again),
 		law(a6_description_is_stable),
