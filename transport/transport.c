@@ -34,7 +34,7 @@ int tp_domain_open(const struct tp_ops *ops, const struct tp_domain_params *para
 		   struct tp_domain **ret_domain, struct mf_error *err)
 {
 	assert(params->depth > 0);
-	return ops->domain_open(params, ret_domain, err);
+	return ops->domain_open(ops, params, ret_domain, err);
 }
 
 void tp_domain_close(struct tp_domain *domain)

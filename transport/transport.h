@@ -121,9 +121,9 @@ struct tp_ops {
 	const char *kind; /* as users say it: "tcp", "verbs" */
 	uint32_t caps;
 
-	/* domain - slow path, any one thread */
-	int (*domain_open)(const struct tp_domain_params *params, struct tp_domain **ret_domain,
-			   struct mf_error *err);
+	/* domain - slow path, any one thread.  ops: the table it was called through. */
+	int (*domain_open)(const struct tp_ops *ops, const struct tp_domain_params *params,
+			   struct tp_domain **ret_domain, struct mf_error *err);
 	void (*domain_close)(struct tp_domain *domain); /* no lanes, listeners, mrs left */
 	void (*domain_limits)(const struct tp_domain *domain, struct tp_limits *ret_limits);
 
