@@ -66,7 +66,11 @@ int qemu_migration_status(struct qemu *hv, char *ret_status, size_t cap, char *r
 		return r;
 	const char *status = json_string_value(json_object_get(info, "status"));
 	const char *why = json_string_value(json_object_get(info, "error-desc"));
-	(void)snprintf(ret_status, cap, "%s", status ? status : "none");
+	/* A destination that listens by itself says only where, not that it does. */
+	if (!status)
+		status =
+			json_array_size(json_object_get(info, "socket-address")) ? "setup" : "none";
+	(void)snprintf(ret_status, cap, "%s", status);
 	if (ret_why)
 		(void)snprintf(ret_why, why_cap, "%s", why ? why : "");
 	return 0;

@@ -527,10 +527,24 @@ int qemu_check_state(struct qemu *hv, struct mf_error *err)
 				(int)hv->pid);
 		return 0;
 	}
-	static const char *const movable[] = { "running", "paused", "prelaunch", "suspended" };
+	static const char *const movable[] = { "running", "paused", "prelaunch", "suspended",
+					       "postmigrate" };
 	bool is_movable_state = false;
 	for (size_t i = 0; i < BASE_ARRAY_LEN(movable); i++)
 		is_movable_state |= strcmp(state, movable[i]) == 0;
+	/* Also what a guest is called that was paused by its user and of which a move was given up; but then the
+	 * migration did not complete. */
+	if (strcmp(state, "postmigrate") == 0 && strcmp(status, "completed") == 0)
+		return base_error(
+			err, -MF_EREFUSED, MF_SCOPE_HOST,
+			"QEMU (pid %d): its guest has been moved away; only if that is surely "
+			"wrong, `cont` it",
+			(int)hv->pid);
+	if (strcmp(status, "pre-switchover") == 0)
+		return base_error(err, -MF_EREFUSED, MF_SCOPE_HOST,
+				  "QEMU (pid %d) was stopped for a move that has not gone on: "
+				  "migrate_cancel in its monitor runs the guest again",
+				  (int)hv->pid);
 	if (!is_movable_state)
 		return base_error(err, -MF_EREFUSED, MF_SCOPE_HOST,
 				  "QEMU (pid %d) is in state %s: there is no guest to move",

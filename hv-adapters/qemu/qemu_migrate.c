@@ -466,9 +466,7 @@ static int run_as_before(struct qemu *hv, struct mf_error *err)
 		if (strcmp(state, "finish-migrate") != 0) {
 			if (hv->was_running)
 				return run_guest(hv, err);
-			/* Paused by its user: "postmigrate" would look as if it had left. */
-			if (strcmp(state, "postmigrate") == 0)
-				(void)qemu_command(hv, "stop", NULL, NULL, NULL);
+			/* Paused by its user; QEMU may call that "postmigrate" from now on. */
 			return 0;
 		}
 		r = wait_event(hv, deadline, err);
