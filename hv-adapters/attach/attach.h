@@ -4,7 +4,15 @@
  *
  * A session with a target is short: attach_begin() stops one thread of it (the others run on), attach_syscall()
  * runs calls in its address space, attach_end() puts registers and signal state back and lets it go.  While
- * it lasts the thread stands still: measured in tenths of a millisecond.
+ * it lasts the thread stands still: measured in tens of microseconds, plus what the call itself takes.
+ *
+ * All calls of a session come from one thread, the kernel's rule for tracers; meanwhile no other thread of this process may
+ * wait for children of any kind (waitpid(-1)), or it takes our events.  A target that did not stop within its
+ * deadline is let go when that thread ends; the functions built on a session have a thread of their own for that.
+ *
+ * Calls that the kernel ends with EINTR for any stop, handler or not (signal(7): epoll_wait, semop, sigtimedwait,
+ * io_getevents, KVM_RUN), end so here too; a thread in another call is preferred where there is one.  A seccomp
+ * filter of the target is suspended for our calls (CAP_SYS_ADMIN), or the target refused.
  *
  * Laws (tests/unit/test_attach.c):
  *  X1  After attach_end() the target's thread goes on as if nothing had happened: registers (also vector
@@ -16,7 +24,7 @@
  *  X5  A group-stopped (SIGSTOP) target is stopped again afterwards.
  *  X6  Every wait has a deadline.
  *  X7  If we are killed meanwhile, the kernel detaches; the thread must not be left at a foreign instruction
- *      pointer for longer than one system call (the call's frame returns to where it was).
+ *      pointer for longer than one system call.  What remains of that window: attach.c.
  */
 #ifndef HV_ATTACH_H
 #define HV_ATTACH_H
@@ -31,8 +39,8 @@ struct attach;
 /* 0, or why reaching into pid will not work (privilege, Yama, traced already, other architecture). Touches nothing. */
 int attach_probe(pid_t pid, struct mf_error *err);
 int attach_begin(pid_t pid, struct attach **ret, struct mf_error *err);
-/* The system call's result as the kernel gives it (negative errno on failure) in *ret_value; the
- * return value says whether it could be run at all. */
+/* The system call's result as the kernel gives it (negative errno on failure) in *ret_value; the return value says
+ * whether it could be run at all.  For quick calls: one that is not done after 10 s is broken off, -ETIMEDOUT. */
 int attach_syscall(struct attach *at, long nr, const unsigned long args[6], long *ret_value,
 		   struct mf_error *err);
 /* Always succeeds in letting go; NULL: nothing. */
@@ -43,14 +51,14 @@ void attach_end(struct attach *at);
 /* A userfaultfd made in the target and a duplicate of it here (O_CLOEXEC | O_NONBLOCK).  *ret_remote is its number
  * in the target. */
 int attach_userfaultfd(pid_t pid, int *ret_fd, int *ret_remote, struct mf_error *err);
-/* Closes descriptors in the target; those gone already are skipped. */
+/* Closes userfaultfds in the target; numbers that are gone, or another file's by now, are skipped. */
 void attach_close_fds(pid_t pid, const int *remote, unsigned n);
 /* Userfaultfds that are open in the target: leftovers of an earlier attach (or the target's own).  Returns their number,
  * at most cap. */
 int attach_find_userfaultfds(pid_t pid, int *ret_remote, unsigned cap, struct mf_error *err);
 /* A duplicate here of a descriptor of the target (pidfd_getfd). */
 int attach_get_fd(pid_t pid, int remote, int *ret_fd, struct mf_error *err);
-/* madvise(addr, len, advice) in the target for each of n ranges, in one stop. */
+/* madvise(addr, len, advice) in the target for each of n ranges, in one stop; ends at the first that fails. */
 struct attach_range {
 	uint64_t addr, len;
 };
