@@ -325,16 +325,8 @@ static int take_lists(struct mf_session *s, uint64_t missing, bool verify, struc
 static int verify_present(struct mf_session *s, struct mf_error *err)
 {
 	_Atomic uint64_t pages = 0, wrong = 0;
-	for (uint32_t i = 0; i < s->memory.n; i++) {
-		struct eng_region *r = &s->memory.region[i];
-		for (uint64_t at = 0; at < r->pages;) {
-			uint64_t here = bitmap_next_clear(r->todo, at, r->pages);
-			uint64_t end = bitmap_next_set(r->todo, here, r->pages);
-			if (end > here)
-				eng_verify_pages(s, r, here, end - here, &pages, &wrong);
-			at = end;
-		}
-	}
+	for (uint32_t i = 0; i < s->memory.n; i++)
+		eng_verify_present(s, &s->memory.region[i], &pages, &wrong);
 	s->report.has_verify = true;
 	s->report.verify_pages = pages;
 	s->report.verify_mismatches = wrong;

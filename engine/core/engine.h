@@ -282,9 +282,12 @@ void eng_answer_queries(struct mf_session *s, Mf__Wire__Answer__State state, uin
 int eng_verify_send(struct mf_session *s, struct mf_error *err);
 int eng_verify_receive(struct mf_session *s, const Mf__Wire__Hashes *h, uint64_t *pages_left,
 		       struct mf_error *err);
-void eng_verify_pages(struct mf_session *s, struct eng_region *r, uint64_t first, uint64_t n,
-		      _Atomic uint64_t *pages, _Atomic uint64_t *mismatches);
-uint64_t eng_verify_page_hash(const struct eng_region *r, uint64_t page);
+/* Pages that just came, not yet mapped for the guest. */
+void eng_verify_arrived(struct mf_session *s, const struct eng_region *r, uint64_t first,
+			uint64_t n, _Atomic uint64_t *pages, _Atomic uint64_t *mismatches);
+/* All pages of a region that are not to do; holes are not touched. */
+void eng_verify_present(struct mf_session *s, const struct eng_region *r, _Atomic uint64_t *pages,
+			_Atomic uint64_t *mismatches);
 
 /* preflight.c */
 void eng_preflight_local(struct mf_session *s);

@@ -88,7 +88,7 @@ static int page_in(struct eng_pull *p, const struct eng_op *op)
 	struct eng_region *r = &s->memory.region[op->region];
 	struct pgr_extent e = { op->region, op->first, op->n };
 	if (r->hashes)
-		eng_verify_pages(s, r, op->first, op->n, &p->verified, &p->mismatches);
+		eng_verify_arrived(s, r, op->first, op->n, &p->verified, &p->mismatches);
 	bitmap_set_atomic(r->present, op->first, op->n);
 	int code = pgr_complete(s->pager, &e, NULL);
 	uint64_t pages = op->n * unit(r);
@@ -175,7 +175,10 @@ static int serve_fault(struct eng_pull *p, struct eng_lane *lane, const struct p
 		uint32_t n = atomic_load_explicit(&p->n_waiting, memory_order_relaxed);
 		if (n < WAITING_MAX) {
 			p->waiting[n] = (struct waiting){ f->range, f->page, f->seen_us };
-			atomic_store_explicit(&p->n_waiting, n + 1, memory_order_relaxed);
+			/* seq_cst: pairs with take_bulk.  Either it sees somebody waiting and wakes us,
+			 * or look_at_waiting() sees the page present. */
+			atomic_store(&p->n_waiting, n + 1);
+			atomic_thread_fence(memory_order_seq_cst);
 		}
 		return 0;
 	}
@@ -215,19 +218,6 @@ static bool look_at_waiting(struct eng_pull *p)
 	return any;
 }
 
-static int sleep_for_faults(struct eng_pull *p, struct eng_lane *lane)
-{
-	struct pgr_fault none;
-	int fd, r = tp_lane_arm(lane->tp, &fd);
-	if (r == -EAGAIN)
-		return 0;
-	if (r < 0)
-		return r;
-	/* cap 0: only wait; the loop reads. */
-	r = pgr_next(p->session->pager, 0, &none, 0, 0, base_deadline_ms(500), fd);
-	return r < 0 && r != -EAGAIN ? r : 0;
-}
-
 static int serve_faults(struct eng_lane *lane, void *ctx)
 {
 	struct eng_pull *p = ctx;
@@ -236,19 +226,20 @@ static int serve_faults(struct eng_lane *lane, void *ctx)
 
 	while (r >= 0 && !atomic_load_explicit(&p->fault_job.stop, memory_order_relaxed)) {
 		struct pgr_fault faults[32];
-		int n = pgr_next(p->session->pager, 0, faults, 32, 0, 0, -1);
+		uint64_t deadline = 0;
+		int lane_fd = -1;
+		/* Armed: a completion that comes from here on makes lane_fd readable. */
+		if (base_now_us() - active_us > SPIN_US && tp_lane_arm(lane->tp, &lane_fd) == 0)
+			deadline = base_deadline_ms(500);
+		int n = pgr_next(p->session->pager, 0, faults, 32, 0, deadline, lane_fd);
 		r = n;
 		for (int i = 0; i < n && r >= 0; i++)
 			r = serve_fault(p, lane, &faults[i]);
 		int done = r < 0 ? 0 : take_urgent(p, lane);
 		if (done < 0)
 			r = done;
-		bool any = look_at_waiting(p) || n > 0 || done > 0;
-		uint64_t now = base_now_us();
-		if (any)
-			active_us = now;
-		else if (r >= 0 && now - active_us > SPIN_US)
-			r = sleep_for_faults(p, lane);
+		if (look_at_waiting(p) || n > 0 || done > 0)
+			active_us = base_now_us();
 	}
 	if (r < 0) {
 		base_debug("fault service ended: %s", base_strerror(r));
@@ -342,6 +333,7 @@ static int take_bulk(struct puller *w, bool block)
 			if (r < 0)
 				return r;
 		}
+		atomic_thread_fence(memory_order_seq_cst); /* pairs with serve_fault */
 		if (n > 0 && atomic_load_explicit(&w->pull->n_waiting, memory_order_relaxed))
 			tp_lane_wake(urgent_lane(w->pull->session)->tp);
 		if (n || !block || !lane->in_flight)

@@ -16,7 +16,7 @@
 /* Hashes of one message: 1 MiB. */
 #define BATCH_PAGES (1u << 17)
 
-uint64_t eng_verify_page_hash(const struct eng_region *r, uint64_t page)
+static uint64_t hash_page(const struct eng_region *r, uint64_t page)
 {
 	return XXH3_64bits(r->map + page * r->desc.page_size, r->desc.page_size);
 }
@@ -61,7 +61,7 @@ static uint64_t hash_at(struct hole_reader *h, uint64_t page)
 				((uint64_t)hole - r->desc.offset + size - 1) / size;
 		}
 	}
-	return page < h->data_end ? eng_verify_page_hash(r, page) : h->zero_hash;
+	return page < h->data_end ? hash_page(r, page) : h->zero_hash;
 }
 
 int eng_verify_send(struct mf_session *s, struct mf_error *err)
@@ -120,20 +120,37 @@ int eng_verify_receive(struct mf_session *s, const Mf__Wire__Hashes *h, uint64_t
 	return 0;
 }
 
-void eng_verify_pages(struct mf_session *s, struct eng_region *r, uint64_t first, uint64_t n,
-		      _Atomic uint64_t *pages, _Atomic uint64_t *mismatches)
+static void count(const struct mf_session *s, const struct eng_region *r, uint64_t n,
+		  uint64_t wrong, _Atomic uint64_t *pages, _Atomic uint64_t *mismatches)
 {
-	struct hole_reader reader;
-	uint64_t wrong = 0;
-	start_reader(&reader, r);
-	for (uint64_t page = first; page < first + n; page++) {
-		if (hash_at(&reader, page) == r->hashes[page])
-			continue;
-		wrong++;
-		base_debug("%s: region %s: page %llu differs", s->report.session, r->desc.name,
-			   (unsigned long long)page);
-	}
 	uint64_t unit = r->desc.page_size / ENG_PAGE;
+	if (wrong)
+		base_debug("%s: region %s: %llu of %llu pages differ", s->report.session,
+			   r->desc.name, (unsigned long long)wrong, (unsigned long long)n);
 	atomic_fetch_add_explicit(pages, n * unit, memory_order_relaxed);
 	atomic_fetch_add_explicit(mismatches, wrong * unit, memory_order_relaxed);
+}
+
+void eng_verify_arrived(struct mf_session *s, const struct eng_region *r, uint64_t first,
+			uint64_t n, _Atomic uint64_t *pages, _Atomic uint64_t *mismatches)
+{
+	uint64_t wrong = 0;
+	for (uint64_t page = first; page < first + n; page++)
+		wrong += hash_page(r, page) != r->hashes[page];
+	count(s, r, n, wrong, pages, mismatches);
+}
+
+void eng_verify_present(struct mf_session *s, const struct eng_region *r, _Atomic uint64_t *pages,
+			_Atomic uint64_t *mismatches)
+{
+	struct hole_reader reader;
+	uint64_t wrong = 0, n = 0;
+	start_reader(&reader, r);
+	for (uint64_t page = 0; page < r->pages; page++) {
+		if (bitmap_test(r->todo, page))
+			continue;
+		n++;
+		wrong += hash_at(&reader, page) != r->hashes[page];
+	}
+	count(s, r, n, wrong, pages, mismatches);
 }
