@@ -9,6 +9,7 @@
 
 enum {
 	SLICE_US = 1000,       /* a writer looks at the clock anew after so long */
+	BATCH_US = 2000,       /* it sleeps for at least so long: waking costs more than a page */
 	NAP_US = 10000,        /* and wakes for a heartbeat after so long */
 	WINDOW_US = 10000,     /* throttling: asleep for the last part of each */
 	CREDIT_MAX_US = 50000, /* a guest that could not run does not catch up for longer */
@@ -190,8 +191,10 @@ static void run(struct writer *w)
 		uint64_t due = credit_due_us(&writes), due_checks = credit_due_us(&checks);
 		if (due_checks < due)
 			due = due_checks;
-		if (due)
-			nap(w, base_now_us() + (due < NAP_US ? due : NAP_US));
+		if (due) /* a few pages a waking, not one */
+			nap(w, base_now_us() + (due < BATCH_US ? BATCH_US
+						: due < NAP_US ? due
+							       : NAP_US));
 	}
 }
 
