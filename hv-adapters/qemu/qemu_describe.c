@@ -527,18 +527,19 @@ int qemu_check_state(struct qemu *hv, struct mf_error *err)
 				(int)hv->pid);
 		return 0;
 	}
-	static const char *const movable[] = { "running", "paused", "prelaunch", "suspended",
-					       "postmigrate" };
+	static const char *const movable[] = { "running", "paused", "prelaunch", "suspended" };
 	bool is_movable_state = false;
 	for (size_t i = 0; i < BASE_ARRAY_LEN(movable); i++)
 		is_movable_state |= strcmp(state, movable[i]) == 0;
-	/* Also what a guest is called that was paused by its user and of which a move was given up; but then the
-	 * migration did not complete. */
-	if (strcmp(state, "postmigrate") == 0 && strcmp(status, "completed") == 0)
+	/* QEMU itself refuses to migrate in this state, whatever led to it. */
+	if (strcmp(state, "postmigrate") == 0)
 		return base_error(
 			err, -MF_EREFUSED, MF_SCOPE_HOST,
-			"QEMU (pid %d): its guest has been moved away; only if that is surely "
-			"wrong, `cont` it",
+			strcmp(status, "completed") == 0
+				? "QEMU (pid %d): its guest has been moved away; only if that "
+				  "is surely wrong, `cont` it"
+				: "QEMU (pid %d) was paused when a move of it was given up: "
+				  "`cont` it (and `stop` it again) before moving it",
 			(int)hv->pid);
 	if (strcmp(status, "pre-switchover") == 0)
 		return base_error(err, -MF_EREFUSED, MF_SCOPE_HOST,
@@ -587,6 +588,15 @@ int qemu_describe(struct qemu *hv, struct mf_guest *ret, struct mf_error *err)
 		find(g, MF_REFUSE, "state", "%s", why.msg);
 	else if (r < 0)
 		return base_error(err, r, why.scope, "%s", why.msg);
+	char state[32];
+	bool is_running;
+	if (r >= 0 && hv->side == MF_SOURCE &&
+	    qemu_run_state(hv, state, sizeof(state), &is_running, NULL) >= 0 && !is_running)
+		find(g, MF_WARN, "state",
+		     "the guest is %s, and will be at the destination; if the move is given up "
+		     "QEMU "
+		     "wants a `cont` before another",
+		     state);
 	why = (struct mf_error){ 0 };
 	if (attach_probe(hv->pid, &why) < 0)
 		find(g, MF_REFUSE, "attach", "%s", why.msg);

@@ -276,11 +276,12 @@ int qmp_wait_reply(struct qmp *q, uint64_t deadline_us, json_t **ret, struct mf_
 {
 	assert(q->awaited);
 	while (!q->reply) {
-		int r = qmp_pump(q, err);
-		if (r < 0)
-			return r;
+		struct mf_error why = { 0 };
+		int r = qmp_pump(q, &why);
 		if (q->reply)
-			break;
+			break; /* answered, and ended right after it perhaps */
+		if (r < 0)
+			return base_error(err, r, why.scope, "%s", why.msg);
 		if (wait_fd(q, POLLIN, deadline_us) < 0)
 			return base_error(err, -ETIMEDOUT, MF_SCOPE_SESSION,
 					  "QEMU (pid %d) did not answer %s in time: it hangs",

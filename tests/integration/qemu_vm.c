@@ -65,7 +65,8 @@ static void add_ram(struct args *a, struct vm *vm, const struct vm_params *p, un
 		     vm->file[i]);
 		break;
 	case VM_RAM_DISK:
-		(void)snprintf(vm->file[i], sizeof(vm->file[i]), "%s/m%u", vm->dir, i);
+		(void)snprintf(vm->file[i], sizeof(vm->file[i]), "/tmp/%s/m%u",
+			       strrchr(vm->dir, '/') + 1, i);
 		addf(a, "memory-backend-file,id=m%u,size=%uM,mem-path=%s,share=on", i, p->ram_mib,
 		     vm->file[i]);
 		break;

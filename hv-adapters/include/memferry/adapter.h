@@ -8,9 +8,8 @@
  * of transports, trackers or the protocol.  A table of callbacks, sized so that
  * it can grow at its end.
  *
- * All calls come from one thread, the session thread, one at a time.  Each has
- * a deadline of its own (@ref mf_adapter_ops.timeout_ms bounds every one of
- * them) and may block until then.
+ * All calls come from one thread, the session thread, one at a time.  Each may
+ * block, until a deadline of its own.
  *
  * Laws (each has a test of the same number in tests/conformance):
  *  A1  Until commit() every failure ends with the source guest running,
@@ -25,6 +24,8 @@
  *  A6  describe() is stable: regions keep order, address and size until close.
  *  A7  close() at any time releases all that the adapter holds of the guest, and
  *      is safe after any failure.  It never resumes a guest that was committed.
+ *      It gives a move up that was not; but a destination that has loaded a guest
+ *      stays as it is, and so do its userfaultfds, as touches may wait in them.
  *  A8  abort() is idempotent and also undoes prepare() at the destination.
  */
 #ifndef MF_ADAPTER_H
