@@ -462,23 +462,26 @@ static bool take_wake(struct fab_lane *lane)
 	return read(lane->wake_fd, &n, sizeof(n)) == (ssize_t)sizeof(n);
 }
 
-/* False: there is, or was, something to do.  The EQ first: in 1.17 trying the CQ makes progress,
- * and trying the EQ clears the signal of an event that this may have brought. */
-static bool may_sleep(struct fab_lane *lane)
+/* False: there is, or was, something to do. */
+static bool may_sleep_on(struct fab_lane *lane, struct fid *fid)
 {
-	struct fid *fids[] = { &lane->eq->fid, &lane->cq->fid };
+	return fi_trywait(domain_of(lane)->fabric, &fid, 1) == FI_SUCCESS;
+}
 
-	return fi_trywait(domain_of(lane)->fabric, fids, BASE_ARRAY_LEN(fids)) == FI_SUCCESS;
+/* True: nothing is left in the EQ, and its descriptor says when that changes.  To be done before
+ * trying the CQ, which makes progress in 1.17: what that brings must signal the EQ afterwards. */
+static bool settle_eq(struct fab_lane *lane)
+{
+	check_eq(lane);
+	return may_sleep_on(lane, &lane->eq->fid);
 }
 
 int tp_fabric_lane_arm(struct tp_lane *base, int *ret_fd)
 {
 	struct fab_lane *lane = to_lane(base);
 
-	if (lane->n_kept || progress(lane))
-		return -EAGAIN;
-	check_eq(lane);
-	if (lane->failed || take_wake(lane) || !may_sleep(lane))
+	if (lane->n_kept || progress(lane) || !settle_eq(lane) || lane->failed || take_wake(lane) ||
+	    !may_sleep_on(lane, &lane->cq->fid))
 		return -EAGAIN;
 	*ret_fd = lane->wait_fd;
 	return 0;
@@ -495,16 +498,14 @@ int tp_fabric_lane_wait(struct tp_lane *base, uint64_t deadline_us)
 		if (progress(lane))
 			return 0;
 		if (eq_ready)
-			check_eq(lane);
+			eq_ready = !settle_eq(lane);
 		if (lane->failed)
 			return 0;
-		/* Before sleeping as after it: a wake that came early must not be lost. */
 		int left = base_left_ms(deadline_us);
-		bool sleep = left && may_sleep(lane);
+		bool sleep = left && !eq_ready && may_sleep_on(lane, &lane->cq->fid);
 		struct epoll_event event[3];
 		int n = epoll_wait(lane->wait_fd, event, BASE_ARRAY_LEN(event), sleep ? left : 0);
 		count(&lane->stats.waited, sleep);
-		eq_ready = false;
 		for (int i = 0; i < n; i++) {
 			if (event[i].data.fd == lane->wake_fd && take_wake(lane))
 				return 0;
