@@ -55,5 +55,6 @@ endfunction()
 # The command stands alone: it is linked with the components themselves.
 function(mf_install_command target)
   set_target_properties(${target} PROPERTIES OUTPUT_NAME memferry)
+  add_executable(memferry ALIAS ${target}) # for tests and demos: the command by its own name
   install(TARGETS ${target} RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 endfunction()

@@ -48,9 +48,26 @@ def expected(name, table):
     return None
 
 
+NO_REASON = "no reason given"
+
+
 def reason_in(output):
-    found = re.search(r"^.*?SKIP(?:PED)?: *(.+)$", output, re.M)
-    return found.group(1).strip() if found else "no reason given"
+    found = re.search(r"^(?:.*?: )?SKIP(?:PED)?: *(.+)$", output, re.M)
+    return found.group(1).strip() if found else NO_REASON
+
+
+def cases_skipped(output):
+    """(case, reason) of each case that a cmocka program skipped; the reason is said within it."""
+    found, reason = {}, NO_REASON
+    for line in output.splitlines():
+        if line.startswith("[ RUN "):
+            reason = NO_REASON
+        elif line.startswith("SKIP: "):
+            reason = line[len("SKIP: "):]
+        elif match := re.match(r"\[  SKIPPED \] (?!.*test\(s\))(.+)$", line):
+            found.setdefault(match.group(1).strip(), reason)  # again in the closing list
+            reason = NO_REASON
+    return list(found.items())
 
 
 def read(junit):
@@ -68,9 +85,8 @@ def read(junit):
             failed.append(name)
         else:
             passed.append(name)
-            cases = re.findall(r"^\[  SKIPPED \] (?!\d+ test\(s\))(\S+)$", output, re.M)
-            for part in dict.fromkeys(cases):
-                parts.append((f"{name}/{part}", reason_in(output)))
+            cases = cases_skipped(output)
+            parts += [(f"{name}/{part}", reason) for part, reason in cases]
             if not cases and re.search(r"^SKIP: ", output, re.M):
                 parts.append((f"{name}/?", reason_in(output)))
     return passed, failed, skipped, parts
@@ -99,9 +115,9 @@ def self_test():
     def case(name, inside="", status="run"):
         return f'<testcase name="{name}" status="{status}">{inside}</testcase>'
     whole = ('<skipped message="SKIP_RETURN_CODE=77"/><system-out>SKIP: no {}</system-out>')
-    part = ("<system-out>[  SKIPPED ] one\n[  SKIPPED ] 1 test(s), listed below:\n"
-            "[  SKIPPED ] one\n</system-out>")
-    table = "listed | true | here\nlisted_elsewhere | false | there\npartly/one | true | x | y\n"
+    part = ("<system-out>[ RUN      ] one, two\nSKIP: no y\n[  SKIPPED ] one, two\n"
+            "[  SKIPPED ] 1 test(s), listed below:\n[  SKIPPED ] one, two\n</system-out>")
+    table = "listed | true | here\nlisted_elsewhere | false | there\npartly/one, * | true | x | y\n"
     runs = [  # cases, exit status, passed, failed, skipped
         (case("good"), 0, (1, 0, 0)),
         (case("bad", '<failure message=""/>', "fail"), 1, (0, 1, 0)),
