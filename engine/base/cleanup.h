@@ -7,7 +7,8 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#define base_cleanup(fn) __attribute__((cleanup(fn)))
+/* A thing may be held for its scope alone: clang would call that unused. */
+#define base_cleanup(fn) __attribute__((cleanup(fn), unused))
 
 /* The pointer, and NULL in its place: ownership goes to the reader. */
 #define BASE_TAKE_PTR(p)                    \
