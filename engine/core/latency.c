@@ -37,7 +37,7 @@ uint64_t latency_percentile(const struct latency *l, double share)
 	uint64_t seen = 0;
 	for (unsigned b = 0; b < LATENCY_POWERS * LATENCY_PARTS; b++) {
 		seen += l->bucket[b];
-		if (seen && (double)seen >= share * (double)l->count)
+		if (l->bucket[b] && (double)seen >= share * (double)l->count)
 			return bucket_end(b) < l->max ? bucket_end(b) : l->max;
 	}
 	return l->max;
@@ -47,6 +47,8 @@ void latency_log2(const struct latency *l, uint64_t ret[LATENCY_POWERS])
 {
 	for (unsigned i = 0; i < LATENCY_POWERS; i++)
 		ret[i] = 0;
-	for (unsigned b = 0; b < LATENCY_POWERS * LATENCY_PARTS; b++)
-		ret[power_of(bucket_end(b))] += l->bucket[b];
+	for (unsigned b = 0; b < LATENCY_POWERS * LATENCY_PARTS; b++) {
+		if (l->bucket[b]) /* those between the exact ones and 2^4 are never used */
+			ret[power_of(bucket_end(b))] += l->bucket[b];
+	}
 }
