@@ -383,9 +383,12 @@ static void wait_in_sigwait(struct stage *st)
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	st->ready = 1;
 	/* The kernel ends this one with EINTR at any stop, handler or not. */
-	while ((st->result = sigwaitinfo(&set, NULL)) < 0 && errno == EINTR)
-		continue;
-	_exit(st->result == SIGUSR1 ? 0 : 1);
+	int got;
+	do {
+		got = sigwaitinfo(&set, NULL);
+	} while (got < 0 && errno == EINTR);
+	st->result = got;
+	_exit(got == SIGUSR1 ? 0 : 1);
 }
 
 static const struct {
