@@ -17,6 +17,10 @@
 #define JSON_INTERVAL_MS 500
 #define LINE_CAP         320
 
+/* From the eleventh round on people see one a second: warm mode makes them by the thousand. */
+#define ROUNDS_SHOWN      10
+#define ROUND_INTERVAL_US 1000000u
+
 /* The sequence that empties the line the cursor is on. */
 #define ERASE_LINE "\r\033[K"
 
@@ -29,6 +33,7 @@ struct cli_show {
 	bool is_running, is_stopping;
 	pthread_t ticker;
 	const struct cli_view *view;
+	uint64_t last_round_us;
 	char line[LINE_CAP]; /* the live line as it stands on the terminal; "": none */
 };
 
@@ -170,6 +175,16 @@ static void print_line(struct cli_show *show, const char *line)
 	(void)fflush(show->err);
 }
 
+static bool is_round_due(struct cli_show *show, const struct mf_round *round)
+{
+	uint64_t now = base_now_us();
+
+	if (round->n > ROUNDS_SHOWN && now < show->last_round_us + ROUND_INTERVAL_US)
+		return false;
+	show->last_round_us = now;
+	return true;
+}
+
 static void print_event(struct cli_show *show, const struct mf_event *event)
 {
 	const char *text = event->text ? event->text : "";
@@ -199,7 +214,7 @@ static void print_event(struct cli_show *show, const struct mf_event *event)
 		(void)snprintf(line, sizeof(line), "phase: %s", mf_phase_name(event->phase));
 		break;
 	case MF_EVENT_ROUND:
-		if (!event->round)
+		if (!event->round || !is_round_due(show, event->round))
 			return;
 		cli_text_round(event->round, line, sizeof(line));
 		break;
