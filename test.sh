@@ -39,9 +39,7 @@ trixie) other=bookworm ;;
 *) echo "test.sh: this is ${PRETTY_NAME-unknown}; it runs on Debian 12 and 13"; exit 1 ;;
 esac
 
-# The same names in both Debians.  `needed` is what the other Debian's root gets as well.
-needed=(gcc libc6-dev cmake ninja-build pkg-config python3 libcmocka-dev libfabric-dev libjansson-dev
-	libprotobuf-c-dev protobuf-c-compiler libxxhash-dev qemu-system-x86 iproute2)
+. tests/support/packages.sh # `needed` is what the other Debian's root gets as well
 check_packages=(g++ git)
 [ "$VERSION_CODENAME" = bookworm ] && check_packages+=(clang-format)
 full_packages=(clang debootstrap)
@@ -73,32 +71,6 @@ stage() {
 	printf '==== %s: FAILED, %d s\n' "$name" $((SECONDS - start))
 	failed_stages+=("$name")
 	[ "$(wc -l <"$tally")" -gt "$lines" ] || echo "0 1 0" >>"$tally" # it came to no tests
-}
-
-# Networks fail for moments: three tries.
-retry() {
-	local try
-	for try in 1 2 3; do
-		"$@" && return
-		[ "$try" = 3 ] || { echo "test.sh: failed, trying again: $*"; sleep $((try * 5)); }
-	done
-	return 1
-}
-
-apt() {
-	DEBIAN_FRONTEND=noninteractive apt-get -qq -o Acquire::Retries=3 -o DPkg::Lock::Timeout=600 \
-		-o Dpkg::Use-Pty=0 "$@"
-}
-
-packages() {
-	local missing=() package
-	for package in "$@"; do
-		[ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] ||
-			missing+=("$package")
-	done
-	[ ${#missing[@]} -gt 0 ] || { echo "nothing to install"; return 0; }
-	echo "installing: ${missing[*]}"
-	retry apt update && retry apt install -y --no-install-recommends "${missing[@]}" >/dev/null
 }
 
 build() {
