@@ -57,13 +57,16 @@ def reason_in(output):
 
 
 def cases_skipped(output):
-    """(case, reason) of each case that a cmocka program skipped; the reason is said within it."""
-    found, reason = {}, NO_REASON
+    """(case, reason) of each case that a program skipped, in cmocka's words or as SKIP: CASE: REASON."""
+    found, reason, is_cmocka = {}, NO_REASON, False
     for line in output.splitlines():
         if line.startswith("[ RUN "):
-            reason = NO_REASON
+            reason, is_cmocka = NO_REASON, True
         elif line.startswith("SKIP: "):
-            reason = line[len("SKIP: "):]
+            reason = line[len("SKIP: "):].strip()
+            if not is_cmocka:
+                case, colon, why = reason.partition(": ")
+                found.setdefault(case if colon else "?", why or reason)
         elif match := re.match(r"\[  SKIPPED \] (?!.*test\(s\))(.+)$", line):
             found.setdefault(match.group(1).strip(), reason)  # again in the closing list
             reason = NO_REASON
@@ -85,10 +88,7 @@ def read(junit):
             failed.append(name)
         else:
             passed.append(name)
-            cases = cases_skipped(output)
-            parts += [(f"{name}/{part}", reason) for part, reason in cases]
-            if not cases and re.search(r"^SKIP: ", output, re.M):
-                parts.append((f"{name}/?", reason_in(output)))
+            parts += [(f"{name}/{part}", reason) for part, reason in cases_skipped(output)]
     return passed, failed, skipped, parts
 
 
@@ -129,6 +129,8 @@ def self_test():
         (case("partly", part.replace("\n", "&#10;")), 0, (1, 0, 0)),
         (case("other", part.replace("\n", "&#10;")), 1, (1, 1, 0)),
         (case("says", "<system-out>SKIP: half of it</system-out>"), 1, (1, 1, 0)),
+        (case("partly", "<system-out>SKIP: one, y: gone&#10;SKIP: two: gone</system-out>"), 1,
+         (1, 1, 0)),
     ]
     for cases, status, counts in runs:
         with tempfile.TemporaryDirectory() as folder:
