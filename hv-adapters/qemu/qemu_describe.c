@@ -595,7 +595,7 @@ int qemu_describe(struct qemu *hv, struct mf_guest *ret, struct mf_error *err)
 		find(g, MF_WARN, "state",
 		     "the guest is %s, and will be at the destination; if the move is given up "
 		     "QEMU "
-		     "wants a `cont` before another",
+		     "may want a `cont` before another",
 		     state);
 	why = (struct mf_error){ 0 };
 	if (attach_probe(hv->pid, &why) < 0)

@@ -575,14 +575,16 @@ static void moves_private_ram_in_the_stream(void **state)
 	vm_stop(&to);
 }
 
-/* QEMU calls it "postmigrate" after a migration that was cancelled. */
-static void expect_paused(struct vm *vm)
+static bool is_postmigrate(struct vm *vm)
 {
 	qmp_autojson status = NULL;
 	vm_command(vm, "query-status", NULL, &status);
-	const char *state = json_string_value(json_object_get(status, "status"));
-	assert_false(json_is_true(json_object_get(status, "running")));
-	assert_true(strcmp(state, "paused") == 0 || strcmp(state, "postmigrate") == 0);
+	return strcmp(json_string_value(json_object_get(status, "status")), "postmigrate") == 0;
+}
+
+static void expect_paused(struct vm *vm)
+{
+	vm_expect_state(vm, is_postmigrate(vm) ? "postmigrate" : "paused", false);
 }
 
 static void keeps_a_paused_guest_paused(void **state)
@@ -605,12 +607,14 @@ static void keeps_a_paused_guest_paused(void **state)
 	(void)pause_guest(&src);
 	abort_move(&src);
 	expect_paused(&from);
-	/* a limit of QEMU's, told before it would bite */
-	assert_int_equal(src.ops->prepare(src.hv, MF_SOURCE, &err), -MF_EREFUSED);
-	err = (struct mf_error){ 0 };
-	vm_command(&from, "cont", NULL, NULL);
-	vm_expect_running(&from, 1);
-	vm_command(&from, "stop", NULL, NULL);
+	/* older QEMUs do not migrate it again like this; told before it would bite */
+	if (is_postmigrate(&from)) {
+		assert_int_equal(src.ops->prepare(src.hv, MF_SOURCE, &err), -MF_EREFUSED);
+		err = (struct mf_error){ 0 };
+		vm_command(&from, "cont", NULL, NULL);
+		vm_expect_running(&from, 1);
+		vm_command(&from, "stop", NULL, NULL);
+	}
 	prepare(&src, MF_SOURCE);
 	prepare(&dst, MF_DESTINATION);
 	(void)pause_guest(&src);
