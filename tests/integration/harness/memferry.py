@@ -54,3 +54,14 @@ class Memferry(Process):
         """What it says on standard error, but for the warning that --insecure brings."""
         with self.changed:
             return [line for line in self.errors if "(--insecure)" not in line]
+
+    def transcript(self, most=40):
+        """Without what is said again and again."""
+        dull = '{"event":"progress"', '{"event":"finding","verdict":"ok"'
+        with self.changed:
+            lines = self.lines
+            self.lines = [line for line in lines if not line.startswith(dull)]
+            try:
+                return super().transcript(most)
+            finally:
+                self.lines = lines
