@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -18,6 +19,7 @@
 #include <sys/syscall.h>
 
 #include "base/cleanup.h"
+#include "base/parse.h"
 #include "hv-adapters/attach/attach.h"
 #include "hv-adapters/attach/attach_proc.h"
 
@@ -229,9 +231,12 @@ int attach_find_userfaultfds(pid_t pid, int *ret_remote, unsigned cap, struct mf
 	}
 	if (!dir)
 		return base_error_sys(err, -errno, MF_SCOPE_SESSION, "%s cannot be read", name);
-	for (struct dirent *e; n < cap && (e = readdir(dir));)
-		if (e->d_name[0] != '.' && is_userfaultfd(name, atoi(e->d_name)))
-			ret_remote[n++] = atoi(e->d_name);
+	for (struct dirent *e; n < cap && (e = readdir(dir));) {
+		uint64_t fd;
+		if (!base_parse_number(e->d_name, "fd", 0, INT_MAX, &fd, NULL) &&
+		    is_userfaultfd(name, (int)fd))
+			ret_remote[n++] = (int)fd;
+	}
 	(void)closedir(dir);
 	return (int)n;
 }

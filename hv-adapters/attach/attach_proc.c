@@ -3,11 +3,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/syscall.h>
 
 #include "base/cleanup.h"
+#include "base/parse.h"
 #include "hv-adapters/attach/attach_arch.h"
 #include "hv-adapters/attach/attach_proc.h"
 
@@ -185,9 +187,11 @@ static int pick_thread(pid_t pid, bool is_ranked, pid_t *ret_tid, struct attach_
 	/* The kernel lists the leader first, so that it wins among equals. */
 	for (struct dirent *e;
 	     dir && best != RANK_POLL && looked_at < THREADS_LOOKED_AT && (e = readdir(dir));) {
-		pid_t tid = (pid_t)atoi(e->d_name);
-		if (tid <= 0 || attach_proc_status(tid, &st) < 0 || st.state == 'Z' ||
-		    st.state == 'X')
+		uint64_t number;
+		if (base_parse_number(e->d_name, "task", 1, INT_MAX, &number, NULL))
+			continue; /* . and .. */
+		pid_t tid = (pid_t)number;
+		if (attach_proc_status(tid, &st) < 0 || st.state == 'Z' || st.state == 'X')
 			continue;
 		looked_at++;
 		if (is_ranked && st.tracer) {

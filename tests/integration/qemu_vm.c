@@ -136,7 +136,7 @@ static const char *reach_monitor(struct vm *vm, const char *path)
 const char *vm_start(struct vm *vm, const struct vm_params *p)
 {
 	*vm = (struct vm){ .pid = -1, .serial = -1 };
-	strcpy(vm->dir, "/tmp/mf-qemu-XXXXXX");
+	(void)snprintf(vm->dir, sizeof(vm->dir), "/tmp/mf-qemu-XXXXXX");
 	assert_non_null(mkdtemp(vm->dir));
 	assert_int_equal(chmod(vm->dir, 0777), 0);
 	(void)snprintf(vm->qmp, sizeof(vm->qmp), "%s/qmp", vm->dir);
