@@ -91,7 +91,7 @@ run() {
 	esac
 	"${still[@]}" ctest --preset "$preset" --output-junit "$junit" \
 		--test-output-size-passed 100000 --test-output-size-failed 200000 "$@"
-	python3 -B tests/checks/report.py "$junit" tests/expected-skips "$tally"
+	PRESET=$preset python3 -B tests/checks/report.py "$junit" tests/expected-skips "$tally"
 }
 
 # Where this host gets its Debian from: the other one comes from there too.
