@@ -21,7 +21,6 @@
 struct plan {
 	bool postcopy, verify, check_only;
 	struct eng_pull *pull;
-	uint64_t bytes_read;
 };
 
 static const struct mf_adapter_ops *ops(const struct mf_session *s)
@@ -242,7 +241,8 @@ static void show_round(struct mf_session *s, const Mf__Wire__RoundInfo *w)
 
 static int wait_for_switchover(struct mf_session *s, wire_msg **ret, struct mf_error *err)
 {
-	eng_set_state(s, ENG_PRECOPY);
+	if (s->report.mode != MF_MODE_COLD && s->report.mode != MF_MODE_POSTCOPY)
+		eng_set_state(s, ENG_PRECOPY);
 	for (;;) {
 		wire_msg *msg;
 		/* As long as the source talks, rounds may go on; silence is the channel's to notice. */
@@ -401,7 +401,7 @@ static int destination_switchover(struct mf_session *s, struct plan *plan, wire_
 
 /* ---- hand-off and what follows ---- */
 
-static int destination_handoff(struct mf_session *s, struct mf_error *err)
+static int destination_handoff(struct mf_session *s, const struct plan *plan, struct mf_error *err)
 {
 	wire_msg *msg;
 	int r = eng_expect(s, WIRE_BODY(COMMIT),
@@ -426,7 +426,7 @@ static int destination_handoff(struct mf_session *s, struct mf_error *err)
 	}
 	s->report.downtime_ms = (base_now_us() - s->stopped_us + 999) / 1000;
 	eng_emit(s, MF_EVENT_RUNNING, "the guest runs here");
-	eng_set_state(s, ENG_POSTCOPY);
+	eng_set_state(s, plan->pull ? ENG_POSTCOPY : ENG_FINISHING);
 	if (eng_send_plain(s, WIRE_BODY(RUNNING), NULL) < 0)
 		eng_answer_queries(s, MF__WIRE__ANSWER__STATE__OWNER, base_deadline_ms(LINGER_MS));
 	return 0;
@@ -464,7 +464,7 @@ static void say_done(struct mf_session *s)
 				   base_deadline_ms(LINGER_MS));
 }
 
-static int destination_postcopy(struct mf_session *s, struct plan *plan, struct mf_error *err)
+static int destination_finish(struct mf_session *s, struct plan *plan, struct mf_error *err)
 {
 	int r = 0;
 	if (plan->pull) {
@@ -527,6 +527,17 @@ static bool is_stranger(const struct mf_session *s, int code)
 	       (code == -EBADMSG || code == -ECONNRESET || code == -ETIMEDOUT || code == -MF_EPEER);
 }
 
+static void forget_source(struct mf_session *s)
+{
+	struct mf_report *rep = &s->report;
+	rep->n_findings = 0;
+	rep->session[0] = rep->transport_reason[0] = '\0';
+	rep->transport = "";
+	pthread_mutex_lock(&s->progress_lock);
+	s->progress.session[0] = '\0';
+	pthread_mutex_unlock(&s->progress_lock);
+}
+
 int eng_destination_run(struct mf_session *s, struct mf_error *err)
 {
 	struct plan plan = { 0 };
@@ -544,7 +555,7 @@ int eng_destination_run(struct mf_session *s, struct mf_error *err)
 			wire_msg_free(msg);
 		wire_channel_close(s->channel);
 		s->channel = NULL;
-		s->report.n_findings = 0;
+		forget_source(s);
 		*err = (struct mf_error){ 0 };
 		eng_set_state(s, ENG_CONNECT);
 		r = 0;
@@ -556,8 +567,8 @@ int eng_destination_run(struct mf_session *s, struct mf_error *err)
 	if (r == 0)
 		r = destination_switchover(s, &plan, msg, err);
 	if (r == 0)
-		r = destination_handoff(s, err);
+		r = destination_handoff(s, &plan, err);
 	if (r < 0)
 		return s->state == ENG_PAUSED ? r : destination_fail(s, &plan, r, err);
-	return destination_postcopy(s, &plan, err);
+	return destination_finish(s, &plan, err);
 }

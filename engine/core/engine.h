@@ -47,7 +47,8 @@ enum eng_state {
 	ENG_SWITCHOVER, /* guest paused; last pass, device state */
 	ENG_READY,      /* state loaded at the destination; nothing decided */
 	ENG_COMMITTED,  /* source: recorded "committed"; destination: recorded "owner" */
-	ENG_POSTCOPY,   /* the guest runs at the destination, pages may be missing */
+	ENG_FINISHING,  /* the guest runs at the destination, whole */
+	ENG_POSTCOPY,   /* the guest runs at the destination, pages are missing */
 	ENG_COMPLETED,
 	ENG_ABORTED,  /* the guest runs at the source */
 	ENG_PAUSED,   /* committed, pages missing, no peer */

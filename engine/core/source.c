@@ -589,7 +589,7 @@ static int resolve_doubt(struct mf_session *s, struct mf_error *err)
 	}
 }
 
-static int source_handoff(struct mf_session *s, bool *ret_lost, struct mf_error *err)
+static int source_handoff(struct mf_session *s, bool postcopy, bool *ret_lost, struct mf_error *err)
 {
 	*ret_lost = false;
 	int r = eng_check_cancel(s, err);
@@ -613,7 +613,7 @@ static int source_handoff(struct mf_session *s, bool *ret_lost, struct mf_error 
 	}
 	s->report.downtime_ms = (base_now_us() - s->stopped_us + 999) / 1000;
 	ops(s)->commit(hv(s));
-	eng_set_state(s, ENG_POSTCOPY);
+	eng_set_state(s, postcopy ? ENG_POSTCOPY : ENG_FINISHING);
 	return 0;
 }
 
@@ -656,17 +656,18 @@ static void show_pull(struct mf_session *s, const Mf__Wire__PullInfo *pull, uint
 	pthread_mutex_unlock(&s->progress_lock);
 }
 
-/* The source is passive memory: its lanes' threads serve, this one waits for the end. */
-static int source_postcopy(struct mf_session *s, bool lost, struct mf_error *err)
+/* Waits for the destination's Done.  In post-copy the source is passive memory meanwhile: its lanes' threads
+ * serve. */
+static int await_done(struct mf_session *s, struct mf_error *err)
 {
 	uint64_t total = 0;
-	int r = lost ? -ECONNRESET : 0;
-	stop_tracker(s);
-	while (r == 0) {
+	for (;;) {
 		wire_msg *msg;
 		/* Silence is the channel's to notice; a destination that talks may take as long as it needs. */
-		r = eng_receive(s, base_deadline_ms(60000), &msg, err);
-		if (r <= 0)
+		int r = eng_receive(s, base_deadline_ms(60000), &msg, err);
+		if (r < 0)
+			return r;
+		if (r == 0)
 			continue;
 		bool done = msg->body_case == WIRE_BODY(DONE);
 		if (done)
@@ -674,22 +675,31 @@ static int source_postcopy(struct mf_session *s, bool lost, struct mf_error *err
 		else if (msg->body_case == WIRE_BODY(PULL))
 			show_pull(s, msg->pull, &total);
 		wire_msg_free(msg);
-		r = 0;
-		if (done) {
-			ops(s)->finish(hv(s));
-			(void)eng_send_plain(s, WIRE_BODY(BYE), NULL);
-			eng_record_remove(s);
-			eng_set_state(s, ENG_COMPLETED);
+		if (done)
 			return 0;
-		}
 	}
-	eng_set_state(s, ENG_PAUSED);
-	if (err)
-		*err = (struct mf_error){ 0 };
-	return base_error(
-		err, -MF_EPAUSED, MF_SCOPE_SESSION,
-		"the connection was lost in post-copy; the guest belongs to the destination "
-		"and waits there for pages; this host keeps its memory and its paused monitor");
+}
+
+static int source_finish(struct mf_session *s, bool lost, struct mf_error *err)
+{
+	struct mf_error why = { 0 };
+	stop_tracker(s);
+	int r = lost ? -ECONNRESET : await_done(s, &why);
+	if (r < 0 && s->state == ENG_POSTCOPY) {
+		eng_set_state(s, ENG_PAUSED);
+		return base_error(
+			err, -MF_EPAUSED, MF_SCOPE_SESSION,
+			"the connection was lost in post-copy; the guest belongs to the "
+			"destination and waits there for pages; this host keeps its memory and "
+			"its paused monitor");
+	}
+	/* Without post-copy the destination was whole when it said RUNNING: Done only reports. */
+	ops(s)->finish(hv(s));
+	if (r == 0)
+		(void)eng_send_plain(s, WIRE_BODY(BYE), NULL);
+	eng_record_remove(s);
+	eng_set_state(s, ENG_COMPLETED);
+	return 0;
 }
 
 /* The first law. */
@@ -731,8 +741,8 @@ int eng_source_run(struct mf_session *s, struct mf_error *err)
 	if (r == 0)
 		r = source_switchover(s, postcopy, err);
 	if (r == 0)
-		r = source_handoff(s, &lost, err);
+		r = source_handoff(s, postcopy, &lost, err);
 	if (r < 0)
 		return s->state == ENG_IN_DOUBT ? r : source_fail(s, r, err);
-	return source_postcopy(s, lost, err);
+	return source_finish(s, lost, err);
 }

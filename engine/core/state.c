@@ -23,7 +23,9 @@ static const struct {
 	[ENG_READY] = { "ready", MF_PHASE_HANDOFF, TO(COMMITTED) | TO(ABORTED) },
 	/* committed -> aborted: the destination has recorded that it never became the owner */
 	[ENG_COMMITTED] = { "committed", MF_PHASE_HANDOFF,
-			    TO(POSTCOPY) | TO(IN_DOUBT) | TO(ABORTED) | TO(PAUSED) },
+			    TO(FINISHING) | TO(POSTCOPY) | TO(IN_DOUBT) | TO(ABORTED) |
+				    TO(PAUSED) },
+	[ENG_FINISHING] = { "finishing", MF_PHASE_HANDOFF, TO(COMPLETED) },
 	[ENG_POSTCOPY] = { "postcopy", MF_PHASE_POSTCOPY, TO(COMPLETED) | TO(PAUSED) },
 	[ENG_COMPLETED] = { "completed", MF_PHASE_DONE, 0 },
 	[ENG_ABORTED] = { "aborted", MF_PHASE_DONE, 0 },

@@ -343,13 +343,16 @@ static void the_state_table_keeps_the_laws(void **state)
 		if (from < ENG_COMMITTED)
 			assert_true(eng_state_may_follow((enum eng_state)from, ENG_ABORTED));
 		/* … and only the commit leads to a guest at the destination */
-		if (from != ENG_COMMITTED)
+		if (from != ENG_COMMITTED) {
 			assert_false(eng_state_may_follow((enum eng_state)from, ENG_POSTCOPY));
+			assert_false(eng_state_may_follow((enum eng_state)from, ENG_FINISHING));
+		}
 		if (from != ENG_READY)
 			assert_false(eng_state_may_follow((enum eng_state)from, ENG_COMMITTED));
 	}
 	/* once the destination runs, nothing leads back */
 	assert_false(eng_state_may_follow(ENG_POSTCOPY, ENG_ABORTED));
+	assert_false(eng_state_may_follow(ENG_FINISHING, ENG_ABORTED));
 }
 
 int main(void)

@@ -50,7 +50,8 @@ enum mf_verify {
 	MF_VERIFY_FULL, /**< hash every page on both sides; lengthens the downtime */
 };
 
-/** What a session is doing; it only ever moves down this list. */
+/** What a session is doing; it only ever moves down this list, but for a destination that was only checked and
+ *  listens again. */
 enum mf_phase {
 	MF_PHASE_IDLE,
 	MF_PHASE_CONNECT,    /**< destination: listening */
@@ -58,7 +59,7 @@ enum mf_phase {
 	MF_PHASE_PREPARE,    /**< mapping, registering, connecting lanes */
 	MF_PHASE_PRECOPY,    /**< rounds, guest running at the source */
 	MF_PHASE_SWITCHOVER, /**< guest paused: last pass, device state */
-	MF_PHASE_HANDOFF,    /**< commit */
+	MF_PHASE_HANDOFF,    /**< commit; the guest resumes at the destination */
 	MF_PHASE_POSTCOPY,   /**< guest running at the destination, pages missing */
 	MF_PHASE_DONE,
 	MF_PHASE_COUNT,
