@@ -424,8 +424,8 @@ static void p1_background_and_touches_race(void **state)
 	assert_int_equal(guest_finish(&b->g), 0);
 	pthread_join(background, NULL);
 	/* All is there: what the touchers wrote, and nothing touched twice by the fillers. */
-	pgr_disarm(b->pgr);
 	stop_handlers(b);
+	pgr_disarm(b->pgr);
 	for (uint64_t p = 0; p < b->g.pages; p++) {
 		uint64_t have[4];
 		guest_read(&b->g, p * b->g.page_size, have, sizeof(have));
@@ -751,11 +751,11 @@ static void runs_are_merged_by_the_smallest_gaps(void **state)
 		}
 		for (unsigned i = 0; i < n_gaps && n_runs - i > max; i++)
 			least += gaps[i];
-		int64_t left = pgr_merge_runs(runs, n, max);
+		size_t left = pgr_merge_runs(runs, n, max);
 		size_t want =
 			n_runs <= max ? n_runs : (max > n_runs - n_gaps ? max : n_runs - n_gaps);
 		assert_int_equal(left, want);
-		for (int64_t i = 0; i < left; i++)
+		for (size_t i = 0; i < left; i++)
 			memset(&armed[runs[i].range][runs[i].first], 1,
 			       runs[i].end - runs[i].first);
 		for (int i = 0; i < 1024; i++) {

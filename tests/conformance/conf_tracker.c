@@ -142,7 +142,7 @@ static int64_t read_pages(struct guest *g, const uint64_t *args)
 	return sum == UINT64_MAX;
 }
 
-/* The kernel writes for us: read(2) into each page. */
+/* The kernel writes for us: read(2) into each page, where no writer writes. */
 static int64_t write_pages_by_kernel(struct guest *g, const uint64_t *args)
 {
 	int pair[2];
@@ -152,7 +152,8 @@ static int64_t write_pages_by_kernel(struct guest *g, const uint64_t *args)
 	for (uint64_t p = args[0]; p < args[0] + args[1]; p++) {
 		uint64_t value = args[2] + p;
 		if (write(pair[1], &value, sizeof(value)) != sizeof(value) ||
-		    read(pair[0], g->mem + p * g->page_size + 1024, sizeof(value)) != sizeof(value))
+		    read(pair[0], g->mem + p * g->page_size + 1024 + 32, sizeof(value)) !=
+			    sizeof(value))
 			bad++;
 	}
 	close(pair[0]);

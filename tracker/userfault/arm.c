@@ -124,12 +124,6 @@ static int compare_runs(const void *a, const void *b)
 	return (x->first > y->first) - (x->first < y->first);
 }
 
-static int compare_u64(const void *a, const void *b)
-{
-	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-	return (x > y) - (x < y);
-}
-
 /* Joins neighbours of one range whose gap is at most max_gap, and `spare` of those one larger. */
 static size_t join(struct pgr_run *runs, size_t n, uint64_t max_gap, size_t spare)
 {
@@ -151,34 +145,50 @@ static size_t join(struct pgr_run *runs, size_t n, uint64_t max_gap, size_t spar
 	return n ? last + 1 : 0;
 }
 
-int64_t pgr_merge_runs(struct pgr_run *runs, size_t n, size_t max)
+/* Gaps within ranges of at most max_gap pages, in a list that join() has been over. */
+static size_t count_gaps(const struct pgr_run *runs, size_t n, uint64_t max_gap)
 {
-	qsort(runs, n, sizeof(*runs), compare_runs);
-	n = join(runs, n, 0, 0);
-	if (n <= max)
-		return (int64_t)n;
-
-	base_autofree uint64_t *gaps = calloc(n, sizeof(*gaps));
-	if (!gaps)
-		return -ENOMEM;
-	size_t n_gaps = 0;
+	size_t count = 0;
 	for (size_t i = 1; i < n; i++) {
-		if (runs[i].range == runs[i - 1].range)
-			gaps[n_gaps++] = runs[i].first - runs[i - 1].end;
+		count += runs[i].range == runs[i - 1].range &&
+			 runs[i].first - runs[i - 1].end <= max_gap;
 	}
-	/* One gap closed is one run less; gaps between ranges cannot be closed. */
-	size_t close = n - max < n_gaps ? n - max : n_gaps;
-	if (!close)
-		return (int64_t)n;
-	qsort(gaps, n_gaps, sizeof(*gaps), compare_u64);
-	uint64_t largest = gaps[close - 1];
-	size_t spare = 0;
-	while (spare < close && gaps[close - 1 - spare] == largest)
-		spare++;
-	return (int64_t)join(runs, n, largest - 1, spare);
+	return count;
 }
 
-static int64_t list_runs(struct pgr *pgr, const struct pgr_extent *extents, size_t n)
+size_t pgr_merge_runs(struct pgr_run *runs, size_t n, size_t max)
+{
+	/* Whoever walks a bitmap lists them in order. */
+	for (size_t i = 1; i < n; i++) {
+		if (compare_runs(&runs[i - 1], &runs[i]) > 0) {
+			qsort(runs, n, sizeof(*runs), compare_runs);
+			break;
+		}
+	}
+	n = join(runs, n, 0, 0);
+	if (n <= max)
+		return n;
+
+	/* One gap closed is one run less; gaps between ranges cannot be closed. */
+	size_t n_gaps = count_gaps(runs, n, UINT64_MAX);
+	size_t close = n - max < n_gaps ? n - max : n_gaps;
+	if (!close)
+		return n;
+	/* The least gap size up to which there are enough gaps to close. */
+	uint64_t low = 1, high = 1;
+	while (count_gaps(runs, n, high) < close)
+		high *= 2;
+	while (low < high) {
+		uint64_t mid = low + (high - low) / 2;
+		if (count_gaps(runs, n, mid) >= close)
+			high = mid;
+		else
+			low = mid + 1;
+	}
+	return join(runs, n, low - 1, close - count_gaps(runs, n, low - 1));
+}
+
+static int list_runs(struct pgr *pgr, const struct pgr_extent *extents, size_t n)
 {
 	size_t count = n ? n : pgr->n_ranges;
 	pgr->runs = calloc(count, sizeof(*pgr->runs));
@@ -195,7 +205,8 @@ static int64_t list_runs(struct pgr *pgr, const struct pgr_extent *extents, size
 		if (e->n)
 			pgr->runs[used++] = (struct pgr_run){ e->range, e->first, e->first + e->n };
 	}
-	return pgr_merge_runs(pgr->runs, used, PGR_RUNS_MAX);
+	pgr->n_runs = pgr_merge_runs(pgr->runs, used, PGR_RUNS_MAX);
+	return 0;
 }
 
 struct registering {
@@ -260,17 +271,15 @@ void pgr_disarm(struct pgr *pgr)
 int pgr_arm(struct pgr *pgr, const struct pgr_extent *extents, size_t n, struct mf_error *err)
 {
 	assert(!pgr->is_armed && !pgr->runs);
-	int64_t n_runs = list_runs(pgr, extents, n);
-	if (n_runs < 0)
-		return base_error_sys(err, (int)n_runs, MF_SCOPE_SESSION,
+	int code = list_runs(pgr, extents, n);
+	if (code < 0)
+		return base_error_sys(err, code, MF_SCOPE_SESSION,
 				      "no memory for the list of what to arm");
-	pgr->n_runs = (size_t)n_runs;
 	pgr->is_armed = true;
 	for (size_t i = 0; i < pgr->n_runs; i++) {
 		const struct pgr_run *run = &pgr->runs[i];
 		struct registering reg = { pgr->ranges[run->range].range.kind, err };
-		int code =
-			pgr_each_part(pgr, run->range, run->first, run->end, register_part, &reg);
+		code = pgr_each_part(pgr, run->range, run->first, run->end, register_part, &reg);
 		if (code < 0) {
 			pgr_disarm(pgr);
 			return code;
