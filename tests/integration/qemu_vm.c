@@ -188,6 +188,13 @@ const char *vm_start(struct vm *vm, const struct vm_params *p)
 	(void)close(serial[1]);
 	vm->serial = serial[0];
 	const char *why = reach_monitor(vm, own);
+	/* RAM must not outlive a test that fails, and moving it must not need its name. */
+	for (unsigned i = 0; i < p->n_ram && vm->file[i][0]; i++) {
+		struct stat st;
+		if (stat(vm->file[i], &st) == 0)
+			vm->inode[i] = st.st_ino;
+		(void)unlink(vm->file[i]);
+	}
 	if (why)
 		vm_stop(vm);
 	return why;
@@ -203,15 +210,11 @@ void vm_stop(struct vm *vm)
 	qmp_close(vm->monitor);
 	vm->monitor = NULL;
 	base_closep(&vm->serial);
-	static const char *const names[] = { "qmp", "own", "m0", "m1" };
+	static const char *const names[] = { "qmp", "own" };
 	char path[64];
 	for (size_t i = 0; i < BASE_ARRAY_LEN(names) && vm->dir[0]; i++) {
 		(void)snprintf(path, sizeof(path), "%s/%s", vm->dir, names[i]);
 		(void)unlink(path);
-	}
-	for (unsigned i = 0; i < VM_RAM_MAX; i++) {
-		if (vm->file[i][0])
-			(void)unlink(vm->file[i]);
 	}
 	if (vm->dir[0]) {
 		(void)snprintf(path, sizeof(path), "%s/huge", vm->dir);

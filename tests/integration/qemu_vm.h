@@ -37,12 +37,12 @@ struct vm_params {
 
 struct vm {
 	char dir[40];
-	char qmp[64]; /* for the adapter */
-	char file[VM_RAM_MAX][64];
+	char qmp[64];              /* for the adapter */
+	char file[VM_RAM_MAX][64]; /* its name is gone once QEMU has opened it */
+	uint64_t inode[VM_RAM_MAX];
 	pid_t pid;
 	struct qmp *monitor; /* the test's own */
 	int serial;
-	int disk_fd;
 	char line[256]; /* the last one read */
 	char buf[4096];
 	size_t len;
