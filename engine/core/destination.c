@@ -486,6 +486,11 @@ static int destination_finish(struct mf_session *s, struct plan *plan, struct mf
 	say_done(s);
 	eng_record_remove(s);
 	eng_set_state(s, ENG_COMPLETED);
+	struct mf_finding found = { 0 };
+	if (ops(s)->self_check && ops(s)->self_check(hv(s), &found) > 0)
+		eng_finding(s, found.verdict, found.subject, "%s", found.detail);
+	if (found.verdict == MF_REFUSE)
+		return base_error(err, -MF_EINTEGRITY, MF_SCOPE_SESSION, "%s", found.detail);
 	if (s->report.verify_mismatches)
 		return base_error(err, -MF_EINTEGRITY, MF_SCOPE_SESSION,
 				  "%llu pages differ from the source's",

@@ -65,21 +65,6 @@ static int order(struct process *p, enum control_op op, uint64_t arg, const char
 	return call(p, &msg, NULL, what, err);
 }
 
-/* After a move: what the guest itself found so far. */
-static void tell_health(struct process *p, struct mf_guest *ret)
-{
-	struct hv_process_status status;
-	if (hv_process_status(p, &status, NULL))
-		return;
-
-	struct mf_finding *finding = &ret->findings[ret->n_findings++];
-	finding->verdict = status.wrong_pages ? MF_REFUSE : MF_OK;
-	(void)snprintf(finding->subject, sizeof(finding->subject), "guest memory");
-	(void)snprintf(finding->detail, sizeof(finding->detail),
-		       "%" PRIu64 " wrong of %" PRIu64 " pages; %" PRIu64 " were written so far",
-		       status.wrong_pages, status.pages, status.steps);
-}
-
 static int process_describe(void *hv, struct mf_guest *ret, struct mf_error *err)
 {
 	struct process *p = hv;
@@ -108,8 +93,6 @@ static int process_describe(void *hv, struct mf_guest *ret, struct mf_error *err
 		region->hva = p->hva[i];
 		region->fd = p->fds[i];
 	}
-	if (p->resumed)
-		tell_health(p, ret);
 	return 0;
 }
 
@@ -345,6 +328,24 @@ static void process_close(void *hv)
 	hv_process_end(hv, NULL, NULL);
 }
 
+static int process_self_check(void *hv, struct mf_finding *ret)
+{
+	struct process *p = hv;
+	struct hv_process_status status;
+	/* A check that cannot be done is no clean bill. */
+	bool ok = verify(p) && hv_process_status(p, &status, NULL) == 0 && status.verified;
+	ret->verdict = ok && !status.wrong_pages ? MF_OK : MF_REFUSE;
+	(void)snprintf(ret->subject, sizeof(ret->subject), "guest memory");
+	if (ok)
+		(void)snprintf(ret->detail, sizeof(ret->detail),
+			       "the guest checked its %" PRIu64 " pages: %" PRIu64 " wrong",
+			       status.verified_pages, status.wrong_pages);
+	else
+		(void)snprintf(ret->detail, sizeof(ret->detail),
+			       "the guest could not check its pages");
+	return 1;
+}
+
 static const struct mf_adapter_ops process_ops = {
 	.size = sizeof(process_ops),
 	.name = "demo",
@@ -362,6 +363,7 @@ static const struct mf_adapter_ops process_ops = {
 	.finish = process_finish,
 	.throttle = process_throttle,
 	.close = process_close,
+	.self_check = process_self_check,
 };
 
 /* A memfd, and where it is mapped: the child inherits the mapping. */

@@ -135,6 +135,13 @@ struct mf_adapter_ops {
 
 	/** Releases everything.  Never fails. */
 	void (*close)(void *hv);
+
+	/**
+	 * Optional, destination, after the last page is in: a guest that can check its own memory
+	 * does, and says what it found (MF_REFUSE: a page is wrong).  1 and *ret, or 0 without an opinion.
+	 * May stop the guest: it is for guests that exist to be checked.
+	 */
+	int (*self_check)(void *hv, struct mf_finding *ret);
 };
 
 /** An open guest: the table and what it works on. */
