@@ -4,5 +4,6 @@ from .case import Case, main
 from .memferry import Memferry
 from .process import Failed, Process, timeout
 from .qemu import Beat, Qemu, Ram, accelerators
+from . import wire
 
-__all__ = ["Beat", "Case", "Failed", "Memferry", "Process", "Qemu", "Ram", "accelerators", "main", "timeout"]
+__all__ = ["Beat", "Case", "Failed", "Memferry", "Process", "Qemu", "Ram", "accelerators", "main", "timeout", "wire"]

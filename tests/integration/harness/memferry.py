@@ -51,9 +51,10 @@ class Memferry(Process):
 
     @property
     def complaint(self):
-        """What it says on standard error, but for the warning that --insecure brings."""
+        """What it complains of on standard error; the warning that --insecure brings is none, nor is how the move goes."""
         with self.changed:
-            return [line for line in self.errors if "(--insecure)" not in line]
+            lines = [line for line in self.errors if "(--insecure)" not in line]
+        return lines if "--json" in self.argv else [line for line in lines if line.startswith("memferry: ")]
 
     def transcript(self, most=40):
         """Without what is said again and again."""
