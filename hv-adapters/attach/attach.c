@@ -51,7 +51,7 @@ enum { SYSCALL_STOP = SIGTRAP | 0x80 };
 
 enum {
 	STOP_MS = 5000,  /* until an interrupted thread stops */
-	CALL_MS = 10000, /* until a remote call is done */
+	CALL_MS = 5000,  /* until a remote call is done */
 	GRACE_MS = 2000, /* for a thread that was told to break off */
 	AWAY_MS = 60000, /* the same where letting go would leave foreign registers behind */
 	YIELD_US = 300,  /* waits shorter than this spin with sched_yield */

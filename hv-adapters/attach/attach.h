@@ -40,7 +40,7 @@ struct attach;
 int attach_probe(pid_t pid, struct mf_error *err);
 int attach_begin(pid_t pid, struct attach **ret, struct mf_error *err);
 /* The system call's result as the kernel gives it (negative errno on failure) in *ret_value; the return value says
- * whether it could be run at all.  For quick calls: one that is not done after 10 s is broken off, -ETIMEDOUT. */
+ * whether it could be run at all.  For quick calls: one that is not done after 5 s is broken off, -ETIMEDOUT. */
 int attach_syscall(struct attach *at, long nr, const unsigned long args[6], long *ret_value,
 		   struct mf_error *err);
 /* Always succeeds in letting go; NULL: nothing. */

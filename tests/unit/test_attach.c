@@ -194,11 +194,6 @@ static void visit_until_end(struct target *t)
 		}
 }
 
-static void handle_nothing(int sig)
-{
-	(void)sig;
-}
-
 static struct stage *handler_stage;
 
 static void count_signal(int sig)
@@ -1171,7 +1166,7 @@ static void vcpu_runs_on(void **state)
 	attach_close_fds(t.pid, &remote, 1);
 	(void)close(fd);
 	t.st->stop = 1;
-	visit_times(&t, 1);
+	visit_until_end(&t); /* each makes it look */
 	assert_int_equal(reap_target(&t), 0);
 	assert_int_equal(t.st->bad, 0);
 	free_target(&t);
@@ -1224,6 +1219,10 @@ int main(void)
 #endif
 	};
 
-	(void)signal(SIGUSR1, handle_nothing);
+#ifdef __SANITIZE_THREAD__
+	/* It gives every target a thread of its own, which attach would rather choose than the one under test. */
+	print_message("SKIP: built with the thread sanitizer\n");
+	return 77;
+#endif
 	return can_trace() ? cmocka_run_group_tests(tests, NULL, NULL) : 77;
 }
