@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Medians, ratios, and tables of them."""
+from statistics import median
+
+MIB = 1 << 20
+
+
+def middle(results, value):
+    return median(value(r) for r in results)
+
+
+def ratio(ours, theirs, value):
+    """(median theirs / median ours, its least and most within one turn): above 1 is good for us."""
+    turns = [value(t) / value(o) for o, t in zip(ours, theirs)]
+    return middle(theirs, value) / middle(ours, value), min(turns), max(turns)
+
+
+def best(contenders, results, value):
+    """Of some contenders the one with the least median."""
+    return min(contenders, key=lambda c: middle(results[c.name], value))
+
+
+def render(head, rows):
+    """Markdown that lines up; all but the first column to the right."""
+    cells = [head] + [[str(c) for c in row] for row in rows]
+    width = [max(len(row[i]) for row in cells) for i in range(len(head))]
+
+    def line(row):
+        return "| " + " | ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, width))) + " |"
+
+    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(width)) + "|"
+    return "\n".join([line(cells[0]), rule] + [line(row) for row in cells[1:]])
+
+
+def spread(results, value, form="{:.2f}"):
+    values = [value(r) for r in results]
+    return f"{form.format(min(values))} to {form.format(max(values))}"
+
+
+def time_table(contenders, results):
+    """How long moves took, and what they cost."""
+    rows = []
+    for c in contenders:
+        r = results[c.name]
+        anon = " / ".join(f"{middle(r, lambda x, s=s: x.anon[s]) / MIB:.1f}" for s in ("send", "receive")) if c.ours else "-"
+        rows.append([
+            c.name,
+            f"{middle(r, lambda x: x.seconds):.2f}",
+            spread(r, lambda x: x.seconds),
+            f"{middle(r, lambda x: x.bytes) / MIB:.0f}",
+            f"{middle(r, lambda x: x.pause_ms):.1f}",
+            f"{middle(r, lambda x: x.cpu):.2f}",
+            f"{middle(r, lambda x: x.mover_cpu):.2f}" if c.ours else "-",
+            anon,
+        ])
+    return render(["", "s", "spread", "MiB moved", "pause ms", "CPU s", "of it memferry", "RssAnon MiB send / receive"], rows)
+
+
+def pause_table(contenders, results):
+    rows = [[c.name, f"{middle(results[c.name], lambda x: x.pause_ms):.1f}",
+             spread(results[c.name], lambda x: x.pause_ms, "{:.1f}"),
+             f"{middle(results[c.name], lambda x: x.own_pause_ms):.0f}"] for c in contenders]
+    return render(["", "pause ms", "spread", "as it says itself"], rows)
+
+
+def touch_table(contenders, results):
+    rows = []
+    for c in contenders:
+        r = results[c.name]
+        rows.append([c.name] + [f"{middle(r, lambda x, k=k: x.touch[k]):.0f}" for k in ("p50_us", "p90_us", "p99_us", "p99_9_us",
+                                                                                    "max_us")]
+                    + [spread(r, lambda x: x.touch["p99_us"], "{:.0f}"), f"{middle(r, lambda x: x.touch['ms']):.0f}",
+                       f"{middle(r, lambda x: x.whole_seconds):.2f}", f"{middle(r, lambda x: x.pause_ms):.1f}"])
+    return render(["", "p50 µs", "p90", "p99", "p99.9", "max", "p99 spread", "all touched ms", "all here s", "pause ms"], rows)
+
+
+def compare(contenders, results, value, what):
+    """One sentence: our best against theirs."""
+    ours, theirs = [c for c in contenders if c.ours], [c for c in contenders if not c.ours]
+    if not ours or not theirs:
+        return ""
+    ours, theirs = best(ours, results, value), best(theirs, results, value)
+    by, least, most = ratio(results[ours.name], results[theirs.name], value)
+    return (f"{what}: {theirs.name} needs {by:.2f} times as much as {ours.name} "
+            f"({least:.2f} to {most:.2f} in single turns).")
