@@ -4,7 +4,7 @@
 # ./demo.sh [OPTION]...: moves a running guest from one QEMU to another on this host, and proves that not a
 # byte of it was lost.  Runs on Debian 12 or 13.
 #
-#   --mode MODE        hybrid (default), precopy, postcopy, warm or cold
+#   --mode MODE        hybrid (default; before Linux 6.7 postcopy), precopy, postcopy, warm or cold
 #   --memory SIZE      of the guest, 64M to 3G (default 256M)
 #   --bandwidth RATE   what pre-copy may use a second, 0: all there is (default 16M: there is something to see,
 #                      and the guest writes faster than that, so that hybrid comes to post-copy)
@@ -37,7 +37,7 @@ bytes() {
 	esac
 }
 
-mode=hybrid memory=256M bandwidth=16M build=$root/build/release ready_built=''
+mode='' memory=256M bandwidth=16M build=$root/build/release ready_built=''
 given=("$@")
 while [ $# -gt 0 ]; do
 	case $1 in
@@ -53,7 +53,7 @@ while [ $# -gt 0 ]; do
 	esac
 	shift 2
 done
-case $mode in hybrid | precopy | postcopy | warm | cold) ;; *) usage 2 ;; esac
+case $mode in '' | hybrid | precopy | postcopy | warm | cold) ;; *) usage 2 ;; esac
 size=$(bytes "$memory") && bytes "$bandwidth" >/dev/null || usage 2
 mib=$((size >> 20))
 [ $mib -ge 64 ] && [ $mib -le 3072 ] || usage 2
@@ -130,6 +130,15 @@ available=$(awk '/^MemAvailable/ { print int($2 / 1024) }' /proc/meminfo)
 	die "two guests of $memory need $((2 * mib + 256)) MiB of memory, and $available are free: try --memory"
 
 # ---- two QEMUs ----
+
+if [ -z "$mode" ]; then
+	mode=hybrid
+	release=$(uname -r)
+	if [ "$(printf '6.7\n%s\n' "$release" | sort -V | head -n 1)" != 6.7 ]; then
+		mode=postcopy
+		printf '\nLinux %s cannot tell which pages a guest wrote (6.7 and newer can): moving by post-copy alone\n' "$release"
+	fi
+fi
 
 # Pre-copy alone gets nowhere with a guest that writes faster than the link carries.
 rate=160M
