@@ -152,6 +152,7 @@ struct mf_session {
 	int pager_uffd;
 	bool prepared; /* the adapter was; abort() is owed */
 	bool record_written;
+	uint32_t throttle; /* percent, of the source guest */
 
 	/* device state on its way */
 	struct {

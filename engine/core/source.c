@@ -24,7 +24,11 @@
 /* In doubt: how long to ask. */
 #define IN_DOUBT_MS 30000
 /* Warm: rounds need not chase each other. */
-#define WARM_PAUSE_MS    200
+#define WARM_PAUSE_MS 200
+/* How much a guest that outruns the link is slowed: QEMU's own steps. */
+#define THROTTLE_FIRST   20
+#define THROTTLE_STEP    10
+#define THROTTLE_MAX     99
 #define STATE_PIECE      (256u << 10)
 #define RUNS_PER_MESSAGE 65536u
 
@@ -322,15 +326,13 @@ static void help_converge(struct mf_session *s, uint32_t *throttle, bool *told,
 			 "stops",
 			 base_format_size(dirty_bytes, size, sizeof(size)));
 	*told = true;
-	if (*throttle >= 99)
+	if (!ops(s)->throttle || s->throttle >= THROTTLE_MAX)
 		return;
-	uint32_t next = *throttle ? (*throttle + 10 > 99 ? 99 : *throttle + 10) : 20;
-	struct mf_error why = { 0 };
-	if (ops(s)->throttle && ops(s)->throttle(hv(s), next, &why) == 0) {
-		*throttle = next;
+	uint32_t next = s->throttle ? s->throttle + THROTTLE_STEP : THROTTLE_FIRST;
+	next = next < THROTTLE_MAX ? next : THROTTLE_MAX;
+	if (ops(s)->throttle(hv(s), next, NULL) == 0) {
+		s->throttle = next;
 		eng_emit(s, MF_EVENT_NOTICE, "the guest is slowed down by %u %%", next);
-	} else {
-		*throttle = 99; /* cannot: do not ask again */
 	}
 }
 
@@ -338,7 +340,6 @@ static void help_converge(struct mf_session *s, uint32_t *throttle, bool *told,
 static int source_precopy(struct mf_session *s, bool *ret_postcopy, struct mf_error *err)
 {
 	struct converge converge = { 0 };
-	uint32_t throttle = 0;
 	bool told = false;
 
 	eng_set_state(s, ENG_PRECOPY);
@@ -381,7 +382,7 @@ static int source_precopy(struct mf_session *s, bool *ret_postcopy, struct mf_er
 			return 0;
 		}
 		if (verdict == CONVERGE_STALLED)
-			help_converge(s, &throttle, &told, in.dirty_bytes);
+			help_converge(s, &told, in.dirty_bytes);
 		if (s->params.mode == MF_MODE_WARM) {
 			uint64_t until = base_deadline_ms(WARM_PAUSE_MS);
 			while (base_now_us() < until && !eng_requested(s, MF_REQUEST_CUTOVER) &&
@@ -713,6 +714,8 @@ static int source_fail(struct mf_session *s, int code, struct mf_error *err)
 	if (s->state != ENG_COMMITTED)
 		eng_send_abort(s, &why);
 	stop_tracker(s);
+	if (s->throttle)
+		(void)ops(s)->throttle(hv(s), 0, NULL);
 	struct mf_error back = { 0 };
 	if (s->prepared && ops(s)->abort(hv(s), &back) < 0)
 		eng_emit(s, MF_EVENT_NOTICE, "the source guest could not be resumed: %s", back.msg);
