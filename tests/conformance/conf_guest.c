@@ -9,7 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
@@ -79,7 +78,9 @@ static const char *reserve_huge(struct guest *g)
 	if (meminfo("Hugepagesize:") != (long)(HUGE_PAGE >> 10))
 		return "huge pages are not of 2 MiB here";
 	g->lock_fd = open("/tmp/memferry-test-hugepages.lock", O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-	if (g->lock_fd < 0 || flock(g->lock_fd, LOCK_EX) < 0)
+	/* Not flock(2): a test that failed has left the lock to its process. */
+	struct flock whole = { .l_type = F_WRLCK };
+	if (g->lock_fd < 0 || fcntl(g->lock_fd, F_SETLKW, &whole) < 0)
 		return "the lock for huge pages cannot be taken";
 	long have = meminfo("HugePages_Free:") - meminfo("HugePages_Rsvd:");
 	if (have >= 2 * HUGE_PAGES)
