@@ -314,8 +314,7 @@ static int end_round(struct mf_session *s, struct mf_round *round, struct mf_err
 }
 
 /* Non-converging pre-copy: what there is to do about it, once each step. */
-static void help_converge(struct mf_session *s, uint32_t *throttle, bool *told,
-			  uint64_t dirty_bytes)
+static void help_converge(struct mf_session *s, bool *told, uint64_t dirty_bytes)
 {
 	char size[24];
 	if (!*told)
