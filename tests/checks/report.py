@@ -38,13 +38,13 @@ def rules(path):
 
 
 def expected(name, table):
-    """Why this skip is fine here; None: it is not."""
+    """The line that makes this skip fine here; None: there is none."""
     for pattern, condition, why in table:
         if fnmatch.fnmatchcase(name, pattern):
             run = subprocess.run(["bash", "-c", PRELUDE + condition], stdout=subprocess.DEVNULL,
                                  stderr=subprocess.DEVNULL)
             if run.returncode == 0:
-                return why
+                return pattern, why
     return None
 
 
@@ -94,15 +94,18 @@ def read(junit):
 
 def judge(passed, failed, skipped, parts, table, tally):
     """Says what was skipped; 0 where every skip was expected and nothing failed."""
-    surprises, allowed = 0, 0
+    surprises, allowed, told = 0, 0, {}
     for name, reason in skipped + parts:
-        why = expected(name, table)
-        if why:
+        line = expected(name, table)
+        if line:
             allowed += (name, reason) in skipped  # a test that skipped a part has passed
-            print(f"skipped: {name}: {reason} (expected here: {why})")
+            told.setdefault(line, []).append(f"{name}: {reason}")
         else:
             surprises += 1
             print(f"UNEXPECTED SKIP: {name}: {reason} (tests/expected-skips does not allow it here)")
+    for (pattern, why), names in told.items():
+        more = f" and {len(names) - 1} more like {pattern}" if names[1:] else ""
+        print(f"skipped: {names[0]}{more} (expected here: {why})")
     for name in failed:
         print(f"FAILED: {name}")
     bad = len(failed) + surprises
