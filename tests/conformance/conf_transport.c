@@ -552,16 +552,17 @@ static void t9_a_late_operation_fails(void **state)
 	fill(rig.near_mem, 4 * MIB, 10);
 	struct tp_xfer x = rig_xfer(&rig, 0, 0, MIB, 0);
 	x.key = remote.key;
-	x.remote = remote.addr;
 	for (unsigned i = 0; i < 2; i++) {
 		static struct ledger one;
 		memset(&one, 0, sizeof(one));
+		x.remote = remote.addr + i * MIB;
 		ledger_post(&one, rig.lane[i], &x, 1, tp_post_write);
 		ledger_flush(&one, rig.lane[i], 1);
 	}
 	assert_filled(rig.far_view, MIB, 10);
+	assert_filled(rig.far_view + MIB, MIB, 10);
 	tp_mr_dereg(mr);
-	memset(rig.far_view, 0, MIB);
+	memset(rig.far_view, 0, 2 * MIB);
 	expect_denied(x, tp_post_write);
 	expect_denied(x, tp_post_read);
 	assert_zero(rig.far_view, 4 * MIB);

@@ -194,9 +194,9 @@ static void a_lane_is_dropped_after_n_operations(void **state)
 	atomic_store(&plan.drop_lane, 0);
 	atomic_store(&plan.drop_after_ops, 5);
 	for (unsigned i = 0; i < 5; i++) {
-		struct tp_xfer x = xfer(i);
+		struct tp_xfer x = rig_xfer(&rig, 64 * KIB, 64 * KIB, KIB, i);
 		assert_int_equal(tp_post_read(rig.lane[0], &x, 1), 1);
-		x.cookie = i;
+		x = xfer(i);
 		ledger_post(&other, rig.lane[1], &x, 1, tp_post_write);
 	}
 	struct tp_xfer x = xfer(5);
@@ -212,12 +212,12 @@ static void a_lane_is_dropped_on_command(void **state)
 {
 	(void)state;
 	atomic_store(&plan.drop_lane, 1);
-	struct tp_xfer x = xfer(0);
+	struct tp_xfer x = rig_xfer(&rig, 0, 64 * KIB, KIB, 0);
 	ledger_post(&ledger, rig.lane[1], &x, 1, tp_post_write);
 	ledger_collect(&ledger, rig.lane[1], 1);
 	atomic_store(&plan.drop_now, true);
 	assert_true(ledger_collect_failure(&ledger, rig.lane[1]) < 0);
-	x.cookie = 1;
+	x = xfer(1);
 	ledger_post(&ledger, rig.lane[0], &x, 1, tp_post_write);
 	ledger_flush(&ledger, rig.lane[0], 2);
 }

@@ -175,21 +175,23 @@ int tp_fabric_accept(struct tp_listener *base, const uint8_t token[TP_TOKEN_SIZE
 	uint32_t event = 0;
 	size_t len = 0;
 
+	uint64_t sweep_us = base_now_us() + SWEEP_US;
 	for (;;) {
-		uint64_t sweep_us = base_now_us() + SWEEP_US;
 		ssize_t n = tp_fabric_eq_wait(domain->fabric, listener->eq, listener->eq_fd,
 					      sweep_us < deadline_us ? sweep_us : deadline_us,
 					      &event, &request, sizeof(request), &len);
-		if (n == -ETIMEDOUT) {
+		if (base_now_us() >= sweep_us) {
 			(void)shut_silent_peers(listener->port, SILENT_MAX_MS, false);
+			sweep_us = base_now_us() + SWEEP_US;
+		}
+		if (n < (ssize_t)sizeof(request.entry) || event != FI_CONNREQ) {
+			/* Nothing, or some stranger's failure. */
 			if (base_now_us() < deadline_us)
 				continue;
 			return base_error(err, -ETIMEDOUT, MF_SCOPE_LANE,
 					  "address %s: the peer did not connect in time",
 					  listener->addr);
 		}
-		if (n < (ssize_t)sizeof(request.entry) || event != FI_CONNREQ)
-			continue; /* some peer's failure: nothing of ours */
 		int ret = tp_fabric_answer(
 			listener, request.entry.info, request.bytes + sizeof(request.entry),
 			(size_t)n - sizeof(request.entry), token, deadline_us, &lane, err);
