@@ -134,6 +134,13 @@ static void check_kernel(struct mf_session *s)
 			eng_finding(s, needs_tracker ? MF_REFUSE : MF_WARN, "write tracking",
 				    "%s%s", why.msg,
 				    needs_tracker ? "; --mode postcopy or cold needs none" : "");
+		const struct mf_adapter_ops *ops = s->params.guest.ops;
+		bool can_hold = ops->hold && ops->let_go;
+		if (needs_tracker && s->guest.flags & MF_GUEST_PINS_RAM && !can_hold)
+			eng_finding(s, MF_REFUSE, "direct I/O",
+				    "writes through pinned pages cannot be tracked; use --mode "
+				    "postcopy "
+				    "or cold");
 		return;
 	}
 	for (uint32_t i = 0; i < s->guest.n_regions; i++) {
@@ -250,6 +257,13 @@ static bool offers(const char *const *peer, size_t n_peer, const char *kind)
 	return false;
 }
 
+const struct tp_ops *eng_find_transport(const struct mf_session *s, const char *kind)
+{
+	if (s->tp_given && !strcmp(s->tp_given->kind, kind))
+		return s->tp_given;
+	return tp_find(kind);
+}
+
 const struct tp_ops *eng_pick_transport(struct mf_session *s, const char *const *peer,
 					size_t n_peer, struct mf_error *err)
 {
@@ -272,7 +286,7 @@ const struct tp_ops *eng_pick_transport(struct mf_session *s, const char *const 
 			size_t at = strlen(reason);
 			(void)snprintf(reason + at, cap - at, "; this build has no RDMA verbs");
 		}
-		return *t;
+		return eng_find_transport(s, (*t)->kind);
 	}
 	base_error(
 		err, -MF_EREFUSED, MF_SCOPE_SESSION,

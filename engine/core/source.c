@@ -131,7 +131,7 @@ static int take_verdicts(struct mf_session *s, struct mf_error *err)
 	r = eng_preflight_verdict(s, err);
 	if (r == 0 && v->refused)
 		r = base_error(err, -MF_EREFUSED, MF_SCOPE_SESSION, "the destination refused");
-	s->tp = tp_find(v->transport);
+	s->tp = eng_find_transport(s, v->transport);
 	if (r == 0 && !s->tp)
 		r = base_error(err, -MF_EPEER, MF_SCOPE_SESSION,
 			       "the destination chose a transport that this host does not have");
@@ -256,6 +256,20 @@ static int collect(struct mf_session *s, struct mf_error *err)
 	return 0;
 }
 
+/* Between rounds, the guest running: where writes may hide from the tracker, the guest stands still for as long as
+ * it is asked.  A page that was pinned before this was reported by an earlier collect or is by this one,
+ * and what was written through the pin has landed. */
+static int collect_running(struct mf_session *s, struct mf_error *err)
+{
+	if (!(s->guest.flags & MF_GUEST_PINS_RAM))
+		return collect(s, err);
+	int r = ops(s)->hold(hv(s), err);
+	if (r == 0)
+		r = collect(s, err);
+	int go = ops(s)->let_go(hv(s), err);
+	return r < 0 ? r : go;
+}
+
 static void note_rates(struct mf_session *s, const struct mf_round *round, uint64_t round_us,
 		       const struct converge *c, uint64_t downtime_us)
 {
@@ -356,7 +370,7 @@ static int source_precopy(struct mf_session *s, bool *ret_postcopy, struct mf_er
 		uint64_t us, downtime_us;
 		r = write_all(s, n, &round, &us, err);
 		if (r == 0)
-			r = collect(s, err);
+			r = collect_running(s, err);
 		if (r == 0)
 			r = end_round(s, &round, err);
 		if (r < 0)

@@ -255,6 +255,16 @@ static int throttle(void *hv, unsigned percent, struct mf_error *err)
 			  "QEMU's vCPUs cannot be slowed down from outside");
 }
 
+static int hold(void *hv, struct mf_error *err)
+{
+	return qemu_hold(hv, err);
+}
+
+static int let_go(void *hv, struct mf_error *err)
+{
+	return qemu_let_go(hv, err);
+}
+
 static void close_guest(void *p)
 {
 	struct qemu *hv = p;
@@ -263,7 +273,8 @@ static void close_guest(void *p)
 		/* A destination that has loaded a guest is left as it is: who goes on with this move later
 		 * finds it there, stopped, and touches of RAM still wait in its userfaultfds. */
 		bool is_loaded = hv->side == MF_DESTINATION && hv->move == QEMU_MOVE_DONE;
-		if (!is_over && !is_loaded && (hv->is_prepared || hv->move != QEMU_MOVE_NONE))
+		if (!is_over && !is_loaded &&
+		    (hv->is_prepared || hv->is_held || hv->move != QEMU_MOVE_NONE))
 			(void)qemu_abort(hv, NULL);
 		else if (hv->is_resumed)
 			(void)qemu_restore_settings(hv, NULL);
@@ -296,6 +307,8 @@ static const struct mf_adapter_ops qemu_ops = {
 	.finish = finish,
 	.throttle = throttle,
 	.close = close_guest,
+	.hold = hold,
+	.let_go = let_go,
 };
 
 /* ---- opening ---- */

@@ -60,6 +60,7 @@ struct qemu {
 	enum qemu_move move;
 	bool was_running; /* source: before pause(); destination: what the source says of that */
 	bool is_committed, is_resumed;
+	bool is_held;  /* stopped by hold() */
 	int stream;    /* our end of QEMU's migration stream, -1: none */
 	uint8_t *head; /* source: what QEMU sent of it before the guest stopped */
 	size_t head_len, head_cap;
@@ -95,6 +96,8 @@ int qemu_pause(struct qemu *hv, uint64_t *ret_stopped_us, struct mf_error *err);
 int qemu_save_state(struct qemu *hv, mf_state_write_fn write, void *ctx, struct mf_error *err);
 int qemu_load_state(struct qemu *hv, mf_state_read_fn read, void *ctx, struct mf_error *err);
 int qemu_resume(struct qemu *hv, struct mf_error *err);
+int qemu_hold(struct qemu *hv, struct mf_error *err);
+int qemu_let_go(struct qemu *hv, struct mf_error *err);
 int qemu_abort(struct qemu *hv, struct mf_error *err);
 /* Ends QEMU and waits until it is gone; best effort. */
 void qemu_quit(struct qemu *hv);

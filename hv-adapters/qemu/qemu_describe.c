@@ -488,6 +488,31 @@ static int check_network(struct qemu *hv, struct mf_guest *g, struct mf_error *e
 	return 0;
 }
 
+/* A disk with direct I/O reads into pages of guest RAM that were pinned when the read began. */
+static int check_disks(struct qemu *hv, struct mf_guest *g, struct mf_error *err)
+{
+	qmp_autojson nodes = NULL;
+	int r = qemu_command(hv, "query-named-block-nodes", json_pack("{s:b}", "flat", 1), &nodes,
+			     err);
+	if (r < 0)
+		return r;
+	size_t i;
+	json_t *e;
+	json_array_foreach(nodes, i, e)
+	{
+		if (!json_is_true(json_object_get(json_object_get(e, "cache"), "direct")))
+			continue;
+		g->flags |= MF_GUEST_PINS_RAM;
+		find(g, MF_OK, "direct I/O",
+		     "%.80s: the guest is stopped for a moment after each round, so that nothing "
+		     "that is "
+		     "read into its RAM meanwhile is missed",
+		     json_string_value(json_object_get(e, "file")));
+		return 0;
+	}
+	return 0;
+}
+
 static int check_blockers(struct qemu *hv, struct mf_guest *g, struct mf_error *err)
 {
 	qmp_autojson migrate = NULL;
@@ -578,6 +603,8 @@ int qemu_describe(struct qemu *hv, struct mf_guest *ret, struct mf_error *err)
 		r = check_devices(hv, g, "/machine/peripheral-anon", err);
 	if (r >= 0)
 		r = check_network(hv, g, err);
+	if (r >= 0)
+		r = check_disks(hv, g, err);
 	if (r >= 0)
 		r = check_blockers(hv, g, err);
 	if (r < 0)

@@ -248,6 +248,29 @@ int qemu_pause(struct qemu *hv, uint64_t *ret_stopped_us, struct mf_error *err)
 	return 0;
 }
 
+int qemu_hold(struct qemu *hv, struct mf_error *err)
+{
+	assert(hv->side == MF_SOURCE && !hv->is_held && hv->move == QEMU_MOVE_NONE);
+	char state[32];
+	bool is_running;
+	int r = qemu_run_state(hv, state, sizeof(state), &is_running, err);
+	if (r < 0 || !is_running)
+		return r;
+	/* `stop` answers when the vCPUs stand and all block I/O is drained.  Held from the sending on. */
+	hv->is_held = true;
+	return qemu_command(hv, "stop", NULL, NULL, err);
+}
+
+int qemu_let_go(struct qemu *hv, struct mf_error *err)
+{
+	if (!hv->is_held)
+		return 0;
+	int r = qemu_command(hv, "cont", NULL, NULL, err);
+	if (r >= 0)
+		hv->is_held = false;
+	return r;
+}
+
 static int hand_on(mf_state_write_fn write, void *ctx, const void *bytes, size_t len,
 		   struct mf_error *err)
 {
@@ -516,6 +539,8 @@ static int abort_destination(struct qemu *hv, struct mf_error *err)
 
 int qemu_abort(struct qemu *hv, struct mf_error *err)
 {
+	if (hv->is_held)
+		(void)qemu_let_go(hv, NULL); /* what follows finds out if it failed */
 	if (hv->is_committed || hv->is_resumed)
 		return base_error(
 			err, -EPERM, MF_SCOPE_SESSION,

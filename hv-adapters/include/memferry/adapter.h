@@ -63,6 +63,12 @@ struct mf_finding {
 
 #define MF_FINDINGS_MAX 32
 
+enum mf_guest_flag {
+	/** Devices write guest RAM through pages that the kernel pinned earlier (direct I/O): such a write
+	 *  shows in no page table, so that writes can be collected only while hold() lasts. */
+	MF_GUEST_PINS_RAM = 1u << 0,
+};
+
 /** What describe() tells.  Owned by the caller; strings are terminated. */
 struct mf_guest {
 	char kind[16];    /**< "qemu", "demo", … */
@@ -70,6 +76,7 @@ struct mf_guest {
 	char monitor[64]; /**< VMM and its version: "QEMU 7.2.22" */
 	char machine[64]; /**< machine type; both hosts must agree */
 	char cpu[128];    /**< CPU model and count; both hosts must agree */
+	uint32_t flags;   /**< enum mf_guest_flag */
 	pid_t pid;        /**< the process whose address space holds the guest's RAM */
 	uint32_t n_regions;
 	struct mf_region regions[MF_REGIONS_MAX];
@@ -142,6 +149,13 @@ struct mf_adapter_ops {
 	 * May stop the guest: it is for guests that exist to be checked.
 	 */
 	int (*self_check)(void *hv, struct mf_finding *ret);
+
+	/**
+	 * Optional, source, needed for pre-copy of guests with MF_GUEST_PINS_RAM: the guest stands still and all that
+	 * was under way into its RAM has landed, until let_go().  abort() lets go, too.
+	 */
+	int (*hold)(void *hv, struct mf_error *err);
+	int (*let_go)(void *hv, struct mf_error *err);
 };
 
 /** An open guest: the table and what it works on. */
