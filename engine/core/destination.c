@@ -98,9 +98,9 @@ static int wait_for_source(struct mf_session *s, struct mf_error *err)
 		}
 		if (r < 0)
 			return r;
-		wire_peer_name(fd, address, sizeof(address));
-		wire_local_host(fd, s->peer_host, sizeof(s->peer_host));
-		eng_emit(s, MF_EVENT_CONNECTED, "%s", address);
+		wire_peer_name(fd, s->peer_name, sizeof(s->peer_name));
+		wire_local_host(fd, s->local_host, sizeof(s->local_host));
+		eng_emit(s, MF_EVENT_CONNECTED, "%s", s->peer_name);
 		return wire_channel_open(&fd, s->params.peer_timeout_ms, s->event_fd, &s->channel,
 					 err);
 	}
@@ -177,8 +177,8 @@ static int offer_lanes(struct mf_session *s, struct mf_error *err)
 	Mf__Wire__Prepared body = MF__WIRE__PREPARED__INIT;
 	wire_msg msg = WIRE_INIT;
 
-	(void)snprintf(address, sizeof(address), strchr(s->peer_host, ':') ? "[%s]:0" : "%s:0",
-		       s->peer_host);
+	(void)snprintf(address, sizeof(address), strchr(s->local_host, ':') ? "[%s]:0" : "%s:0",
+		       s->local_host);
 	int r = tp_listen(s->lanes.domain, address, &listener, err);
 	if (r < 0)
 		return r;
@@ -235,7 +235,7 @@ static void show_round(struct mf_session *s, const Mf__Wire__RoundInfo *w)
 				  .zero_pages = w->zero_pages,
 				  .bytes = w->bytes,
 				  .dirty_pages = w->dirty_pages };
-	eng_update_progress(s, &round, 0);
+	eng_update_progress(s, w->n, 0);
 	eng_emit_round(s, &round);
 }
 
@@ -393,6 +393,8 @@ static int destination_switchover(struct mf_session *s, struct plan *plan, wire_
 		r = eng_pull_start(s, &plan->pull, err);
 	if (r == 0)
 		r = ops(s)->load_state(hv(s), read_state, s, err);
+	if (r == 0 && plan->pull && !eng_lanes_alive(s, ENG_URGENT))
+		r = eng_lanes_failure(s, err);
 	if (r < 0)
 		return r;
 	eng_set_state(s, ENG_READY);
@@ -409,7 +411,9 @@ static int destination_handoff(struct mf_session *s, const struct plan *plan, st
 	if (r < 0)
 		return r;
 	wire_msg_free(msg);
-	r = eng_record_write(s, "owner", err);
+	r = plan->pull ? eng_pull_commit(s, plan->pull, err) : 0;
+	if (r == 0)
+		r = eng_record_write(s, "owner", err);
 	if (r < 0)
 		return r;
 	eng_set_state(s, ENG_COMMITTED);

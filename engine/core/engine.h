@@ -140,11 +140,14 @@ struct mf_session {
 	_Atomic uint32_t requests; /* bits 1 << enum mf_request */
 	int event_fd;
 	int listen_fd;
-	char peer_host[MF_ADDRESS_MAX];
+	char local_host[MF_ADDRESS_MAX]; /* our end of the control channel: lanes use it, too */
+	char peer_name[MF_ADDRESS_MAX];  /* "host:port" of the other */
 	struct wire_channel *channel;
 	struct eng_memory memory;
 	struct eng_lanes lanes;
 	const struct tp_ops *tp;
+	const struct tp_ops
+		*tp_given; /* tests, before the run: stands for the built one of its kind */
 
 	struct trk *tracker;
 	int tracker_uffd;
@@ -158,7 +161,7 @@ struct mf_session {
 	struct {
 		uint8_t *bytes;
 		size_t len, cap, at;
-		bool complete; /* destination: the last piece has come */
+		bool complete; /* source: all is saved; destination: the last piece has come */
 	} device;
 
 	uint64_t started_us, stopped_us;     /* stopped: the guest, by our clock */
@@ -202,7 +205,8 @@ void eng_send_abort(struct mf_session *s, const struct mf_error *why);
  * and waits for it all the same.  The first failure. */
 int eng_wait_job(struct mf_session *s, struct eng_job *job, struct mf_error *err);
 uint64_t eng_timeout(const struct mf_session *s); /* deadline for one answer of the peer */
-void eng_update_progress(struct mf_session *s, const struct mf_round *round, uint64_t round_bytes);
+/* A round, or the pulling, begins with so much to do. */
+void eng_update_progress(struct mf_session *s, uint32_t round, uint64_t round_bytes);
 
 /* source.c, destination.c: one side's whole run.  0, or the failure that ended it. */
 int eng_source_run(struct mf_session *s, struct mf_error *err);
@@ -254,7 +258,7 @@ struct eng_round {
 	_Atomic uint64_t cursor; /* next chunk */
 	_Atomic uint64_t pages, zero_pages, bytes; /* pages in ENG_PAGE units */
 };
-void eng_round_start(struct mf_session *s, struct eng_round *round, bool skip_zero);
+void eng_round_start(struct mf_session *s, struct eng_round *round, uint32_t n, bool skip_zero);
 uint64_t eng_chunks(const struct mf_session *s);
 /* The n-th chunk over all regions: its region and pages. */
 void eng_chunk_at(const struct mf_session *s, uint64_t n, uint32_t *ret_region, uint64_t *ret_first,
@@ -264,6 +268,9 @@ void eng_chunk_at(const struct mf_session *s, uint64_t n, uint32_t *ret_region, 
 struct eng_pull;
 /* todo holds what is missing.  Arms the pager and starts to serve faults on the urgent lane. */
 int eng_pull_start(struct mf_session *s, struct eng_pull **ret, struct mf_error *err);
+/* Before "owner" is recorded: from here faults wait for ever rather than be answered wrongly.  Fails when nobody
+ * serves them any more; then the guest must not run here. */
+int eng_pull_commit(struct mf_session *s, struct eng_pull *pull, struct mf_error *err);
 /* The guest runs: also fetch in the background until everything is here.  Blocks. */
 int eng_pull_all(struct mf_session *s, struct eng_pull *pull, struct mf_error *err);
 /* Before the commit: lets the loading guest's touches through to whatever is there. */
@@ -300,6 +307,8 @@ void eng_finding(struct mf_session *s, enum mf_verdict verdict, const char *subj
 int eng_preflight_verdict(const struct mf_session *s, struct mf_error *err);
 const struct tp_ops *eng_pick_transport(struct mf_session *s, const char *const *peer,
 					size_t n_peer, struct mf_error *err);
+/* By kind; NULL: not built. */
+const struct tp_ops *eng_find_transport(const struct mf_session *s, const char *kind);
 const struct trk_ops *eng_pick_tracker(struct mf_error *err);
 
 #endif

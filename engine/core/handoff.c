@@ -49,8 +49,7 @@ int eng_record_write(struct mf_session *s, const char *what, struct mf_error *er
 		       "{\"version\":1,\"session\":\"%s\",\"side\":\"%s\",\"state\":\"%s\","
 		       "\"peer\":\"%s\",\"time\":%lld}\n",
 		       s->report.session, s->params.side == MF_SOURCE ? "source" : "destination",
-		       what, s->params.side == MF_SOURCE ? s->address : s->peer_host,
-		       (long long)time(NULL));
+		       what, s->peer_name, (long long)time(NULL));
 
 	if (mkdir(s->run_dir, 0700) && errno != EEXIST)
 		return base_error_sys(err, -errno, MF_SCOPE_HOST, "%s: cannot be created",

@@ -109,7 +109,7 @@ static int start_lane(struct eng_lane *lane, struct mf_error *err)
 int eng_lanes_init(struct mf_session *s, uint32_t n_bulk, struct mf_error *err)
 {
 	struct eng_lanes *l = &s->lanes;
-	struct tp_domain_params params = { .local = s->peer_host, .depth = ENG_DEPTH };
+	struct tp_domain_params params = { .local = s->local_host, .depth = ENG_DEPTH };
 	int r = tp_domain_open(s->tp, &params, &l->domain, err);
 	if (r < 0)
 		return r;

@@ -43,6 +43,13 @@ struct waiting {
 	uint64_t page, seen_us;
 };
 
+/* Who decides first: the session, that the guest runs here, or the urgent lane, that nobody serves faults. */
+enum fate {
+	UNDECIDED,
+	COMMITTED, /* faults wait for ever rather than be answered wrongly */
+	GIVEN_UP,  /* the pager is disarmed: the guest must not run here */
+};
+
 struct eng_pull {
 	struct mf_session *session;
 	struct eng_job fault_job, bulk_job;
@@ -57,7 +64,7 @@ struct eng_pull {
 	_Atomic uint64_t hint;         /* region << 48 | page after the last fault */
 	_Atomic uint32_t urgent_reads; /* in flight */
 	_Atomic uint32_t n_waiting;
-	_Atomic bool committed;
+	_Atomic int fate; /* enum fate; whoever leaves UNDECIDED decides */
 	_Atomic uint64_t verified, mismatches;
 
 	/* the urgent lane's */
@@ -218,6 +225,13 @@ static bool look_at_waiting(struct eng_pull *p)
 	return any;
 }
 
+/* True for the one that decides; also when it was decided so before. */
+static bool decide(struct eng_pull *p, enum fate fate)
+{
+	int was = UNDECIDED;
+	return atomic_compare_exchange_strong(&p->fate, &was, (int)fate) || was == (int)fate;
+}
+
 static int serve_faults(struct eng_lane *lane, void *ctx)
 {
 	struct eng_pull *p = ctx;
@@ -253,9 +267,9 @@ static int serve_faults(struct eng_lane *lane, void *ctx)
 				lane->in_flight--;
 			}
 		}
-		/* Nobody serves any more.  Before the commit a guest that is loading must not hang: it
-		 * never runs, so what it finds does not matter.  Afterwards faults wait. */
-		if (!atomic_load_explicit(&p->committed, memory_order_acquire)) {
+		/* Nobody serves any more.  Before the commit a guest that is loading must not hang: it never runs, so
+		 * what it finds does not matter.  After it faults wait. */
+		if (decide(p, GIVEN_UP)) {
 			pgr_disarm(p->session->pager);
 			p->armed = false;
 		}
@@ -556,16 +570,21 @@ static void tell_progress(struct eng_pull *p)
 	(void)eng_send(p->session, &msg, NULL); /* informs; the lanes tell when the peer is lost */
 }
 
+int eng_pull_commit(struct mf_session *s, struct eng_pull *p, struct mf_error *err)
+{
+	if (eng_lanes_alive(s, ENG_URGENT) && decide(p, COMMITTED))
+		return 0;
+	(void)eng_lanes_failure(s, err);
+	return base_error(err, -ECONNRESET, MF_SCOPE_SESSION,
+			  "the lane that serves page faults was lost");
+}
+
 int eng_pull_all(struct mf_session *s, struct eng_pull *p, struct mf_error *err)
 {
-	struct mf_round shown = { .n = s->report.n_rounds };
-	/* release: pairs with the acquire in serve_faults */
-	atomic_store_explicit(&p->committed, true, memory_order_release);
 	p->started_us = base_now_us();
 	p->bulk_job.run = pull_missing;
 	p->bulk_job.ctx = p;
-	atomic_store_explicit(&s->bytes_scanned, 0, memory_order_relaxed);
-	eng_update_progress(s, &shown, p->total * ENG_PAGE);
+	eng_update_progress(s, s->report.n_rounds, p->total * ENG_PAGE);
 	uint64_t told_us = 0;
 	int r = 0;
 	while (r == 0 && atomic_load_explicit(&p->left, memory_order_acquire)) {

@@ -195,6 +195,8 @@ static int write_extent(struct writer *w, uint32_t region, const struct extent *
 	}
 	if (code == 0 && end > from)
 		code = add_write(w, region, from, end - from);
+	atomic_fetch_add_explicit(&w->lane->session->bytes_scanned, e->n * size,
+				  memory_order_relaxed);
 	atomic_fetch_add_explicit(&w->round->pages, (e->n - zero) * (size / ENG_PAGE),
 				  memory_order_relaxed);
 	atomic_fetch_add_explicit(&w->round->zero_pages, zero * (size / ENG_PAGE),
@@ -285,9 +287,6 @@ static int write_round(struct eng_lane *lane, void *ctx)
 		uint64_t first, pages;
 		eng_chunk_at(s, n, &region, &first, &pages);
 		r = write_chunk(&w, region, first, pages);
-		atomic_fetch_add_explicit(&s->bytes_scanned,
-					  pages * s->memory.region[region].desc.page_size,
-					  memory_order_relaxed);
 	}
 	while (r == 0 && lane->in_flight)
 		r = reap(&w, true);
@@ -296,13 +295,13 @@ static int write_round(struct eng_lane *lane, void *ctx)
 	return r;
 }
 
-void eng_round_start(struct mf_session *s, struct eng_round *round, bool skip_zero)
+void eng_round_start(struct mf_session *s, struct eng_round *round, uint32_t n, bool skip_zero)
 {
 	memset(round, 0, sizeof(*round));
 	round->session = s;
 	round->skip_zero = skip_zero;
 	round->job.run = write_round;
 	round->job.ctx = round;
-	atomic_store_explicit(&s->bytes_scanned, 0, memory_order_relaxed);
+	eng_update_progress(s, n, eng_memory_todo_bytes(s));
 	eng_lanes_run(s, ENG_BULK, &round->job);
 }

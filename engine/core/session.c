@@ -274,10 +274,11 @@ int eng_wait_job(struct mf_session *s, struct eng_job *job, struct mf_error *err
 
 /* ---- progress ---- */
 
-void eng_update_progress(struct mf_session *s, const struct mf_round *round, uint64_t round_bytes)
+void eng_update_progress(struct mf_session *s, uint32_t round, uint64_t round_bytes)
 {
+	atomic_store_explicit(&s->bytes_scanned, 0, memory_order_relaxed);
 	pthread_mutex_lock(&s->progress_lock);
-	s->progress.round = round->n;
+	s->progress.round = round;
 	s->progress.round_bytes = round_bytes;
 	pthread_mutex_unlock(&s->progress_lock);
 }

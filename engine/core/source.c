@@ -53,7 +53,8 @@ static int open_channel(struct mf_session *s, struct mf_error *err)
 		return eng_check_cancel(s, err) ? -MF_ECANCELED : -EINTR;
 	if (r < 0)
 		return r;
-	wire_local_host(fd, s->peer_host, sizeof(s->peer_host));
+	wire_local_host(fd, s->local_host, sizeof(s->local_host));
+	wire_peer_name(fd, s->peer_name, sizeof(s->peer_name));
 	return wire_channel_open(&fd, s->params.peer_timeout_ms, s->event_fd, &s->channel, err);
 }
 
@@ -155,9 +156,7 @@ static int source_check(struct mf_session *s, struct mf_error *err)
 		r = open_channel(s, err);
 	if (r < 0)
 		return r;
-	char peer[MF_ADDRESS_MAX + 8];
-	(void)snprintf(peer, sizeof(peer), "%s:%u", s->host, s->port);
-	eng_emit(s, MF_EVENT_CONNECTED, "%s", peer);
+	eng_emit(s, MF_EVENT_CONNECTED, "%s", s->peer_name);
 	eng_set_state(s, ENG_CHECK);
 	r = say_hello(s, err);
 	if (r < 0)
@@ -303,8 +302,7 @@ static int write_all(struct mf_session *s, uint32_t n, struct mf_round *ret, uin
 	struct eng_round round;
 	uint64_t start = base_now_us();
 	*ret = (struct mf_round){ .n = n };
-	eng_update_progress(s, ret, s->memory.bytes);
-	eng_round_start(s, &round, n == 1);
+	eng_round_start(s, &round, n, n == 1);
 	int r = eng_wait_job(s, &round.job, err);
 	if (r == 0 && !eng_lanes_alive(s, ENG_BULK))
 		r = eng_lanes_failure(s, err);
@@ -423,28 +421,41 @@ static int keep_state(void *ctx, const void *bytes, size_t len)
 	return 0;
 }
 
-/* The guest is paused.  Pages go out while the device state is saved; saving may write RAM, so what it wrote is
- * collected after it. */
+static int save_device(struct mf_session *s, struct mf_error *err)
+{
+	int r = ops(s)->save_state(hv(s), keep_state, s, err);
+	s->device.complete = r == 0;
+	return r;
+}
+
+/* What the destination does not have, with the guest paused and its state saved: saving may write RAM. */
+static int find_rest(struct mf_session *s, struct mf_error *err)
+{
+	if (s->tracker)
+		return collect(s, err);
+	uint64_t all = s->memory.bytes / ENG_PAGE;
+	eng_memory_seed(s);
+	s->report.pages_zero = all - eng_memory_todo_bytes(s) / ENG_PAGE;
+	return 0;
+}
+
+/* The guest is paused.  Where writes are tracked, pages go out while the device state is saved, and what saving wrote is
+ * collected after it; else (cold) it is saved first. */
 static int last_pass(struct mf_session *s, struct mf_error *err)
 {
 	struct mf_round round = { .n = s->report.n_rounds + 1 };
 	uint64_t start = base_now_us();
-	bool saved = false;
-	do {
+	bool is_first = !s->report.n_rounds;
+	int r = s->tracker ? 0 : save_device(s, err);
+	if (r == 0)
+		r = find_rest(s, err);
+	while (r == 0 && (!s->device.complete || eng_memory_count_todo(s))) {
 		struct eng_round pass;
-		int r = s->tracker ? collect(s, err) : 0;
-		if (r < 0)
-			return r;
-		eng_update_progress(s, &round, s->memory.bytes);
-		/* cold: the first and only round */
-		eng_round_start(s, &pass, s->report.n_rounds == 0 && !saved);
-		int state_r = 0;
-		if (!saved)
-			state_r = ops(s)->save_state(hv(s), keep_state, s, err);
-		saved = true;
+		eng_round_start(s, &pass, round.n, is_first && !round.pages);
+		int saved = s->device.complete ? 0 : save_device(s, err);
 		r = eng_wait_job(s, &pass.job, err);
-		if (state_r < 0)
-			r = state_r;
+		if (saved < 0)
+			r = saved;
 		if (r == 0 && !eng_lanes_alive(s, ENG_BULK))
 			r = eng_lanes_failure(s, err);
 		round.pages += atomic_load_explicit(&pass.pages, memory_order_relaxed);
@@ -452,16 +463,14 @@ static int last_pass(struct mf_session *s, struct mf_error *err)
 		round.bytes += atomic_load_explicit(&pass.bytes, memory_order_relaxed);
 		if (r == 0 && s->tracker)
 			r = collect(s, err);
-		if (r < 0)
-			return r;
-	} while (eng_memory_count_todo(s));
+	}
+	if (r < 0)
+		return r;
 	round.ms = (base_now_us() - start) / 1000;
 	s->report.bytes_written += round.bytes;
-	if (s->report.n_rounds)
+	if (!is_first)
 		s->report.pages_resent += round.pages;
-	s->report.pages_zero += round.zero_pages;
-	eng_emit_round(s, &round);
-	return 0;
+	return end_round(s, &round, err);
 }
 
 static int send_bitmap(struct mf_session *s, uint32_t region, struct mf_error *err)
@@ -535,36 +544,28 @@ static int send_switchover(struct mf_session *s, bool postcopy, struct mf_error 
 	return r < 0 ? r : send_state(s, err);
 }
 
-static int source_switchover(struct mf_session *s, bool postcopy, struct mf_error *err)
+/* The source becomes memory to be read.  Without the urgent lane nobody could serve a fault. */
+static int offer_rest(struct mf_session *s, struct mf_error *err)
 {
-	bool never_seeded = !s->tracker;
-	eng_set_state(s, ENG_SWITCHOVER);
-	int r = ops(s)->pause(hv(s), &s->stopped_us, err);
+	int r = save_device(s, err);
+	if (r == 0)
+		r = find_rest(s, err);
+	if (r == 0 && !(eng_lanes_alive(s, ENG_URGENT) && eng_lanes_alive(s, ENG_BULK)))
+		r = eng_lanes_failure(s, err);
 	if (r < 0)
 		return r;
-	if (never_seeded) {
-		uint64_t holes = s->memory.bytes / ENG_PAGE;
-		eng_memory_seed(s);
-		s->report.pages_zero = holes - eng_memory_todo_bytes(s) / ENG_PAGE;
-	}
-	if (!postcopy) {
-		r = last_pass(s, err);
-		if (r < 0)
-			return r;
-	} else {
-		r = ops(s)->save_state(hv(s), keep_state, s, err);
-		if (r == 0 && s->tracker)
-			r = collect(s, err);
-		if (r < 0)
-			return r;
-		/* A guest that never ran tracked: saving may have filled holes since the seed. */
-		if (never_seeded)
-			eng_memory_seed(s);
-		eng_memory_deregister(s);
-		r = eng_memory_register(s, TP_REMOTE_READ, err);
-		if (r < 0)
-			return r;
-	}
+	eng_memory_deregister(s);
+	return eng_memory_register(s, TP_REMOTE_READ, err);
+}
+
+static int source_switchover(struct mf_session *s, bool postcopy, struct mf_error *err)
+{
+	eng_set_state(s, ENG_SWITCHOVER);
+	int r = ops(s)->pause(hv(s), &s->stopped_us, err);
+	if (r == 0)
+		r = postcopy ? offer_rest(s, err) : last_pass(s, err);
+	if (r < 0)
+		return r;
 	r = send_switchover(s, postcopy, err);
 	if (r < 0)
 		return r;
