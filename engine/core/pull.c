@@ -133,27 +133,51 @@ static int post_read(struct eng_pull *p, struct eng_lane *lane, const struct eng
 	return 0;
 }
 
+/* One read is over: its pages are here, or missing again.  Every completion that was polled comes here, those
+ * after a failure too: nobody else knows of its pages. */
+static int take_read(struct eng_pull *p, struct eng_lane *lane, const struct tp_wc *wc)
+{
+	struct eng_op op = lane->ops[wc->cookie];
+	eng_op_put(lane, wc->cookie);
+	lane->in_flight--;
+	if (wc->status < 0) {
+		give_back(p, &op);
+		return wc->status;
+	}
+	return page_in(p, &op);
+}
+
+/* The lane failed: what it had under way is missing again. */
+static void drop_reads(struct eng_pull *p, struct eng_lane *lane)
+{
+	struct tp_wc wc[16];
+	int n;
+	tp_lane_shutdown(lane->tp);
+	while (lane->in_flight && (n = tp_lane_poll(lane->tp, wc, 16)) > 0) {
+		for (int i = 0; i < n; i++) {
+			give_back(p, &lane->ops[wc[i].cookie]);
+			eng_op_put(lane, wc[i].cookie);
+			lane->in_flight--;
+		}
+	}
+}
+
 /* ---- faults ---- */
 
 static int take_urgent(struct eng_pull *p, struct eng_lane *lane)
 {
 	struct tp_wc wc[16];
-	int n = tp_lane_poll(lane->tp, wc, 16);
+	int n = tp_lane_poll(lane->tp, wc, 16), failed = 0;
 	for (int i = 0; i < n; i++) {
-		struct eng_op op = lane->ops[wc[i].cookie];
-		eng_op_put(lane, wc[i].cookie);
-		lane->in_flight--;
 		atomic_fetch_sub_explicit(&p->urgent_reads, 1, memory_order_relaxed);
-		if (wc[i].status < 0) {
-			give_back(p, &op);
-			return wc[i].status;
-		}
-		int r = page_in(p, &op);
-		latency_add(&p->latency, base_now_us() - op.seen_us);
+		uint64_t seen_us = lane->ops[wc[i].cookie].seen_us;
+		int r = take_read(p, lane, &wc[i]);
 		if (r < 0)
-			return r;
+			failed = failed ? failed : r;
+		else
+			latency_add(&p->latency, base_now_us() - seen_us);
 	}
-	return n;
+	return failed ? failed : n;
 }
 
 /* The page is here: map it and its neighbours that are here too, so that they need no fault of their own. */
@@ -257,16 +281,7 @@ static int serve_faults(struct eng_lane *lane, void *ctx)
 	}
 	if (r < 0) {
 		base_debug("fault service ended: %s", base_strerror(r));
-		struct tp_wc wc[16];
-		int n;
-		tp_lane_shutdown(lane->tp);
-		while (lane->in_flight && (n = tp_lane_poll(lane->tp, wc, 16)) > 0) {
-			for (int i = 0; i < n; i++) {
-				give_back(p, &lane->ops[wc[i].cookie]);
-				eng_op_put(lane, wc[i].cookie);
-				lane->in_flight--;
-			}
-		}
+		drop_reads(p, lane);
 		/* Nobody serves any more.  Before the commit a guest that is loading must not hang: it never runs, so
 		 * what it finds does not matter.  After it faults wait. */
 		if (decide(p, GIVEN_UP)) {
@@ -334,22 +349,16 @@ static int take_bulk(struct puller *w, bool block)
 	struct eng_lane *lane = w->lane;
 	struct tp_wc wc[PULL_DEPTH];
 	for (;;) {
-		int n = tp_lane_poll(lane->tp, wc, PULL_DEPTH);
+		int n = tp_lane_poll(lane->tp, wc, PULL_DEPTH), failed = 0;
 		for (int i = 0; i < n; i++) {
-			struct eng_op op = lane->ops[wc[i].cookie];
-			eng_op_put(lane, wc[i].cookie);
-			lane->in_flight--;
-			if (wc[i].status < 0) {
-				give_back(w->pull, &op);
-				return wc[i].status;
-			}
-			int r = page_in(w->pull, &op);
-			if (r < 0)
-				return r;
+			int r = take_read(w->pull, lane, &wc[i]);
+			failed = failed ? failed : r;
 		}
 		atomic_thread_fence(memory_order_seq_cst); /* pairs with serve_fault */
 		if (n > 0 && atomic_load_explicit(&w->pull->n_waiting, memory_order_relaxed))
 			tp_lane_wake(urgent_lane(w->pull->session)->tp);
+		if (failed)
+			return failed;
 		if (n || !block || !lane->in_flight)
 			return n < 0 ? n : 0;
 		int r = tp_lane_wait(lane->tp,
@@ -407,18 +416,8 @@ static int pull_missing(struct eng_lane *lane, void *ctx)
 	}
 	while (r == 0 && lane->in_flight)
 		r = take_bulk(&w, true);
-	if (r < 0) {
-		struct tp_wc wc[16];
-		int n;
-		tp_lane_shutdown(lane->tp);
-		while (lane->in_flight && (n = tp_lane_poll(lane->tp, wc, 16)) > 0) {
-			for (int i = 0; i < n; i++) {
-				give_back(p, &lane->ops[wc[i].cookie]);
-				eng_op_put(lane, wc[i].cookie);
-				lane->in_flight--;
-			}
-		}
-	}
+	if (r < 0)
+		drop_reads(p, lane);
 	return r;
 }
 
