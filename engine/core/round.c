@@ -134,7 +134,8 @@ static int post_batch(struct writer *w)
 static int pay_bandwidth(struct writer *w, uint64_t bytes)
 {
 	struct mf_session *s = w->lane->session;
-	if (!s->params.max_bandwidth)
+	/* The limit is for the guest's neighbours; while it stands still, it is in its own way only. */
+	if (!s->params.max_bandwidth || s->state == ENG_SWITCHOVER)
 		return 0;
 	uint64_t cost = bytes * 1000000 / s->params.max_bandwidth, now = base_now_us();
 	uint64_t at = atomic_load_explicit(&s->not_before_us, memory_order_relaxed), next;
