@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Every mode moves a guest that writes all the time, and no write is lost."""
 import contextlib
+import fcntl
 import os
-import shutil
 import subprocess
 import tempfile
 import unittest
@@ -162,32 +162,40 @@ class Memory(Move):
     @contextlib.contextmanager
     def huge_pages(self, need):
         """Reserved for this test and given back; a file system of them."""
-        knob = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
-        free = knob.with_name("free_hugepages")
-        if not knob.exists():
+        sizes = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
+        if not sizes.exists():
             self.skipTest("no 2 MiB huge pages in this kernel")
-        missing = 0
-        try:
-            missing = max(0, need - int(free.read_text()))
-            if missing:
-                try:
-                    knob.write_text(str(int(knob.read_text()) + missing))
-                except OSError as error:
-                    self.skipTest(f"may not reserve huge pages: {error.strerror}")
-            if int(free.read_text()) < need:
-                self.skipTest(f"only {free.read_text().strip()} of {need} huge pages could be reserved")
-            mount = tempfile.mkdtemp(dir=self.directory)
+
+        def read(name):
+            return int((sizes / name).read_text())
+
+        def reserve(more):
+            """By how many the reserve grew."""
+            before = read("nr_hugepages")
+            try:
+                (sizes / "nr_hugepages").write_text(str(max(0, before + more)))
+            except OSError as error:
+                self.skipTest(f"may not reserve huge pages: {error.strerror}")
+            return read("nr_hugepages") - before
+
+        def unclaimed():
+            return read("free_hugepages") - read("resv_hugepages")
+
+        with contextlib.ExitStack() as stack:
+            # All tests that reserve huge pages take this lock, some in the one way and some in the other.
+            lock = stack.enter_context(open("/tmp/memferry-test-hugepages.lock", "a+"))
+            fcntl.lockf(lock, fcntl.LOCK_EX)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if unclaimed() < need:
+                stack.callback(reserve, -reserve(need - unclaimed()))
+            if unclaimed() < need:
+                self.skipTest(f"only {unclaimed()} of {need} huge pages could be reserved")
+            mount = Path(tempfile.mkdtemp(dir=self.directory))
             if subprocess.run(["mount", "-t", "hugetlbfs", "none", mount], stderr=subprocess.DEVNULL).returncode:
                 self.skipTest("may not mount hugetlbfs")
-            try:
-                yield Path(mount)
-            finally:
-                self._kill_all()
-                subprocess.run(["umount", "-l", mount], check=True)
-        finally:
-            if missing:
-                # others may have taken some of their own meanwhile
-                knob.write_text(str(max(0, int(knob.read_text()) - missing)))
+            stack.callback(subprocess.run, ["umount", "-l", mount], check=True)
+            stack.callback(self.kill_all)
+            yield mount
 
     def move_huge(self, mode):
         with self.huge_pages(2 * 64) as mount:

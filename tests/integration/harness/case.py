@@ -37,11 +37,11 @@ class Case(unittest.TestCase):
         self.directory = _make_directory("/tmp")
         self.addCleanup(shutil.rmtree, self.directory, ignore_errors=True)
         self.processes = []
-        self.addCleanup(self._kill_all)
+        self.addCleanup(self.kill_all)
         self.source_run = self.directory / "source"
         self.destination_run = self.directory / "destination"
 
-    def _kill_all(self):
+    def kill_all(self):
         for process in reversed(self.processes):
             process.kill()
 

@@ -12,8 +12,12 @@ class Qmp:
         self.socket.settimeout(timeout())
         self.socket.connect(str(path))
         self.stream = self.socket.makefile("rw", encoding="utf-8")
-        self._read()  # the greeting
-        self("qmp_capabilities")
+        try:
+            self._read()  # the greeting
+            self("qmp_capabilities")
+        except BaseException:
+            self.close()
+            raise
 
     def _read(self):
         line = self.stream.readline()
