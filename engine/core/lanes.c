@@ -180,6 +180,20 @@ static void wake(struct eng_lane *lane)
 	poke(lane->sleep_fd);
 }
 
+int eng_lane_reap_rest(struct eng_lane *lane, struct tp_wc *wc, unsigned n)
+{
+	/* T3: all of them come.  The bound is for a backend that breaks it. */
+	uint64_t deadline = base_deadline_ms(5000);
+	while (lane->in_flight) {
+		int r = tp_lane_poll(lane->tp, wc, n);
+		if (r)
+			return r > 0 ? r : 0;
+		if (tp_lane_wait(lane->tp, deadline) < 0)
+			return 0;
+	}
+	return 0;
+}
+
 void eng_lanes_stop(struct mf_session *s)
 {
 	struct eng_lanes *l = &s->lanes;
@@ -197,8 +211,8 @@ void eng_lanes_stop(struct mf_session *s)
 		if (lane->tp) {
 			struct tp_wc wc[16];
 			tp_lane_shutdown(lane->tp);
-			while (tp_lane_poll(lane->tp, wc, 16) > 0)
-				;
+			for (int n; (n = eng_lane_reap_rest(lane, wc, 16)) > 0;)
+				lane->in_flight -= (uint32_t)n;
 		}
 	}
 }

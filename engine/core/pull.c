@@ -153,7 +153,7 @@ static void drop_reads(struct eng_pull *p, struct eng_lane *lane)
 	struct tp_wc wc[16];
 	int n;
 	tp_lane_shutdown(lane->tp);
-	while (lane->in_flight && (n = tp_lane_poll(lane->tp, wc, 16)) > 0) {
+	while ((n = eng_lane_reap_rest(lane, wc, 16)) > 0) {
 		for (int i = 0; i < n; i++) {
 			give_back(p, &lane->ops[wc[i].cookie]);
 			eng_op_put(lane, wc[i].cookie);

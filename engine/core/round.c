@@ -84,21 +84,23 @@ static int reap(struct writer *w, bool block)
 	struct eng_lane *lane = w->lane;
 	struct tp_wc wc[32];
 	for (;;) {
-		int n = tp_lane_poll(lane->tp, wc, 32);
+		int n = tp_lane_poll(lane->tp, wc, 32), failed = 0;
 		if (n < 0)
 			return n;
 		for (int i = 0; i < n; i++) {
 			lane->in_flight--;
 			if (wc[i].cookie < FLUSH_COOKIE)
 				eng_op_put(lane, wc[i].cookie);
-			if (wc[i].status < 0)
-				return wc[i].status;
-			if (wc[i].cookie >= FLUSH_COOKIE) {
+			failed = failed ? failed : wc[i].status;
+			/* After a failure no chunk counts as flushed any more. */
+			if (!failed && wc[i].cookie >= FLUSH_COOKIE) {
 				assert(w->n_unflushed);
 				w->oldest = (w->oldest + 1) % ENG_CHUNKS_UNFLUSHED;
 				w->n_unflushed--;
 			}
 		}
+		if (failed < 0)
+			return failed;
 		if (n || !block || !lane->in_flight)
 			return 0;
 		int r = tp_lane_wait(lane->tp,
@@ -258,7 +260,7 @@ static void give_back(struct writer *w)
 	for (unsigned i = 0; i < w->n_batch; i++)
 		eng_op_put(w->lane, w->batch[i].cookie);
 	tp_lane_shutdown(w->lane->tp);
-	while (w->lane->in_flight && (n = tp_lane_poll(w->lane->tp, wc, 32)) > 0) {
+	while ((n = eng_lane_reap_rest(w->lane, wc, 32)) > 0) {
 		for (int i = 0; i < n; i++) {
 			w->lane->in_flight--;
 			if (wc[i].cookie < FLUSH_COOKIE)
