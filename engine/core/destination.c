@@ -14,9 +14,6 @@
 #include "core/engine.h"
 #include "wire/socket.h"
 
-/* How long an answer for a source in doubt is kept ready. */
-#define LINGER_MS 30000
-
 /* What the source asked for. */
 struct plan {
 	bool postcopy, verify, check_only;
@@ -421,6 +418,10 @@ static int destination_handoff(struct mf_session *s, const struct plan *plan, st
 	r = ops(s)->resume(hv(s), &why);
 	if (r < 0) {
 		/* Ours all the same: the source must not run it.  Somebody has to look. */
+		if (plan->pull)
+			eng_pull_leave(s, plan->pull);
+		eng_hang_up(s);
+		eng_answer_queries(s, MF__WIRE__ANSWER__STATE__OWNER);
 		eng_set_state(s, ENG_PAUSED);
 		return base_error(
 			err, -MF_EPAUSED, MF_SCOPE_SESSION,
@@ -431,8 +432,8 @@ static int destination_handoff(struct mf_session *s, const struct plan *plan, st
 	s->report.downtime_ms = (base_now_us() - s->stopped_us + 999) / 1000;
 	eng_emit(s, MF_EVENT_RUNNING, "the guest runs here");
 	eng_set_state(s, plan->pull ? ENG_POSTCOPY : ENG_FINISHING);
-	if (eng_send_plain(s, WIRE_BODY(RUNNING), NULL) < 0)
-		eng_answer_queries(s, MF__WIRE__ANSWER__STATE__OWNER, base_deadline_ms(LINGER_MS));
+	/* A source that does not hear it asks, and is answered when nothing else is left to do here. */
+	(void)eng_send_plain(s, WIRE_BODY(RUNNING), NULL);
 	return 0;
 }
 
@@ -464,8 +465,7 @@ static void say_done(struct mf_session *s)
 	    eng_expect(s, WIRE_BODY(BYE), base_deadline_ms(5000), &bye, NULL) == 0)
 		wire_msg_free(bye);
 	else
-		eng_answer_queries(s, MF__WIRE__ANSWER__STATE__COMPLETE,
-				   base_deadline_ms(LINGER_MS));
+		eng_answer_queries(s, MF__WIRE__ANSWER__STATE__COMPLETE);
 }
 
 static int destination_finish(struct mf_session *s, struct plan *plan, struct mf_error *err)
@@ -475,8 +475,8 @@ static int destination_finish(struct mf_session *s, struct plan *plan, struct mf
 		r = eng_pull_all(s, plan->pull, err);
 		if (r < 0) {
 			eng_pull_leave(s, plan->pull);
-			eng_answer_queries(s, MF__WIRE__ANSWER__STATE__OWNER,
-					   base_deadline_ms(LINGER_MS));
+			eng_hang_up(s);
+			eng_answer_queries(s, MF__WIRE__ANSWER__STATE__OWNER);
 			eng_set_state(s, ENG_PAUSED);
 			if (err)
 				*err = (struct mf_error){ 0 };
@@ -520,8 +520,7 @@ static int destination_fail(struct mf_session *s, struct plan *plan, int code, s
 		(void)ops(s)->abort(hv(s), NULL);
 	eng_set_state(s, ENG_ABORTED);
 	if (was_ready) {
-		eng_answer_queries(s, MF__WIRE__ANSWER__STATE__ABORTED,
-				   base_deadline_ms(LINGER_MS));
+		eng_answer_queries(s, MF__WIRE__ANSWER__STATE__ABORTED);
 		eng_record_remove(s);
 	}
 	if (err)
@@ -562,8 +561,7 @@ int eng_destination_run(struct mf_session *s, struct mf_error *err)
 		/* `memferry check`, or nobody who speaks our protocol, leaves; wait for who means it. */
 		if (r == 0 && eng_expect(s, WIRE_BODY(BYE), eng_timeout(s), &msg, NULL) == 0)
 			wire_msg_free(msg);
-		wire_channel_close(s->channel);
-		s->channel = NULL;
+		eng_hang_up(s);
 		forget_source(s);
 		*err = (struct mf_error){ 0 };
 		eng_set_state(s, ENG_CONNECT);

@@ -155,6 +155,7 @@ struct mf_session {
 	int pager_uffd;
 	bool prepared; /* the adapter was; abort() is owed */
 	bool record_written;
+	bool peer_gave_up; /* it sent Abort */
 	uint32_t throttle; /* percent, of the source guest */
 
 	/* device state on its way */
@@ -201,6 +202,8 @@ int eng_send(struct mf_session *s, wire_msg *msg, struct mf_error *err);
 /* A message without fields. */
 int eng_send_plain(struct mf_session *s, Mf__Wire__Control__BodyCase body, struct mf_error *err);
 void eng_send_abort(struct mf_session *s, const struct mf_error *why);
+/* Closes the control channel: the peer is not to wait for more.  Without one: nothing. */
+void eng_hang_up(struct mf_session *s);
 /* Runs the job's end out, watching for cancel and the channel; asks the job to stop on failure
  * and waits for it all the same.  The first failure. */
 int eng_wait_job(struct mf_session *s, struct eng_job *job, struct mf_error *err);
@@ -287,8 +290,11 @@ int eng_record_write(struct mf_session *s, const char *what, struct mf_error *er
 void eng_record_remove(struct mf_session *s);
 /* Source, in doubt: asks until it knows or gives up (ANSWER__STATE__UNKNOWN). */
 Mf__Wire__Answer__State eng_query_peer(struct mf_session *s, uint64_t deadline_us);
-/* Destination: answers queries about this session until one was answered or the deadline. */
-void eng_answer_queries(struct mf_session *s, Mf__Wire__Answer__State state, uint64_t deadline_us);
+/* Destination: answers queries about this session until the source knows, or for the time that a source asks. */
+void eng_answer_queries(struct mf_session *s, Mf__Wire__Answer__State state);
+/* Until when a source in doubt asks.  It noticed the lost connection at most one peer timeout before or after the
+ * destination did. */
+uint64_t eng_doubt_deadline(const struct mf_session *s);
 
 /* verify.c */
 int eng_verify_send(struct mf_session *s, struct mf_error *err);

@@ -83,7 +83,20 @@ void eng_record_remove(struct mf_session *s)
 	s->record_written = false;
 }
 
-/* One question on one new connection. */
+/* The next message of a channel that is not the session's: 1, or negative. */
+static int next_message(struct mf_session *s, struct wire_channel *ch, uint64_t deadline_us,
+			wire_msg **ret)
+{
+	int r;
+	while ((r = wire_channel_next(ch, ret, NULL)) == 0) {
+		if (base_now_us() >= deadline_us)
+			return -ETIMEDOUT;
+		eng_sleep(s, deadline_us);
+	}
+	return r;
+}
+
+/* One question on one new connection; its Bye says that the answer was heard. */
 static int ask_once(struct mf_session *s, uint64_t deadline_us, Mf__Wire__Answer__State *ret)
 {
 	base_autofd fd = -1;
@@ -100,19 +113,16 @@ static int ask_once(struct mf_session *s, uint64_t deadline_us, Mf__Wire__Answer
 	msg.query = &body;
 	body.session = s->report.session;
 	r = wire_channel_send(ch, &msg, NULL);
-	while (r == 0) {
-		r = wire_channel_next(ch, &answer, NULL);
-		if (r == 0) {
-			if (base_now_us() >= deadline_us)
-				r = -ETIMEDOUT;
-			else
-				eng_sleep(s, deadline_us);
-		}
-	}
+	if (r == 0)
+		r = next_message(s, ch, deadline_us, &answer);
 	if (r > 0) {
 		r = -EBADMSG;
 		if (answer->body_case == WIRE_BODY(ANSWER)) {
+			Mf__Wire__Bye heard = MF__WIRE__BYE__INIT;
 			*ret = answer->answer->state;
+			msg.body_case = WIRE_BODY(BYE);
+			msg.bye = &heard;
+			(void)wire_channel_send(ch, &msg, NULL);
 			r = 0;
 		}
 		wire_msg_free(answer);
@@ -141,20 +151,21 @@ Mf__Wire__Answer__State eng_query_peer(struct mf_session *s, uint64_t deadline_u
 	}
 }
 
+/* 0: the source asked and heard the answer.  One that has given up waiting may still stand in the queue. */
 static int answer_one(struct mf_session *s, int *fd, Mf__Wire__Answer__State state)
 {
 	struct wire_channel *ch;
 	int r = wire_channel_open(fd, s->params.peer_timeout_ms, s->event_fd, &ch, NULL);
 	if (r < 0)
 		return r;
-	wire_msg *query = NULL;
-	uint64_t deadline = base_deadline_ms(3000);
-	while ((r = wire_channel_next(ch, &query, NULL)) == 0 && base_now_us() < deadline)
-		eng_sleep(s, deadline);
+	wire_msg *query, *bye;
+	uint64_t patience = s->params.peer_timeout_ms < 3000 ? s->params.peer_timeout_ms : 3000;
+	r = next_message(s, ch, base_deadline_ms(patience), &query);
 	bool ours = r > 0 && query->body_case == WIRE_BODY(QUERY) &&
 		    !strcmp(query->query->session, s->report.session);
 	if (r > 0)
 		wire_msg_free(query);
+	bool heard = false;
 	if (ours) {
 		Mf__Wire__Answer body = MF__WIRE__ANSWER__INIT;
 		wire_msg msg = WIRE_INIT;
@@ -162,16 +173,44 @@ static int answer_one(struct mf_session *s, int *fd, Mf__Wire__Answer__State sta
 		msg.answer = &body;
 		body.state = state;
 		r = wire_channel_send(ch, &msg, NULL);
+		if (r == 0)
+			r = next_message(s, ch, base_deadline_ms(patience), &bye);
+		heard = r > 0 && bye->body_case == WIRE_BODY(BYE);
+		if (r > 0)
+			wire_msg_free(bye);
 	}
 	wire_channel_close(ch);
-	return ours && r == 0 ? 0 : -EAGAIN;
+	return heard ? 0 : -EAGAIN;
 }
 
-void eng_answer_queries(struct mf_session *s, Mf__Wire__Answer__State state, uint64_t deadline_us)
+/* It said so on the session's own channel: Bye, or before its commit that it gave up. */
+static bool source_knows(struct mf_session *s)
 {
-	while (base_now_us() < deadline_us) {
+	wire_msg *msg;
+	bool bye = false;
+	while (!bye && !s->peer_gave_up && eng_receive(s, 0, &msg, NULL) > 0) {
+		bye = msg->body_case == WIRE_BODY(BYE);
+		wire_msg_free(msg);
+	}
+	return bye || s->peer_gave_up;
+}
+
+uint64_t eng_doubt_deadline(const struct mf_session *s)
+{
+	return base_deadline_ms(3 * s->params.peer_timeout_ms);
+}
+
+void eng_answer_queries(struct mf_session *s, Mf__Wire__Answer__State state)
+{
+	uint64_t deadline_us = eng_doubt_deadline(s);
+	while (base_now_us() < deadline_us && !source_knows(s)) {
 		base_autofd fd = -1;
-		if (wire_accept(s->listen_fd, -1, deadline_us, &fd, NULL) < 0)
+		int r = wire_accept(s->listen_fd, s->event_fd, deadline_us, &fd, NULL);
+		if (r == -EINTR) {
+			eng_sleep(s, 0); /* takes the wake-up */
+			continue;
+		}
+		if (r < 0)
 			return;
 		if (answer_one(s, &fd, state) == 0)
 			return;

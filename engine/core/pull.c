@@ -648,5 +648,6 @@ void eng_pull_abandon(struct mf_session *s, struct eng_pull *p)
 void eng_pull_leave(struct mf_session *s, struct eng_pull *p)
 {
 	(void)s;
+	stop_jobs(p);
 	release(p);
 }

@@ -137,7 +137,7 @@ void eng_sleep(struct mf_session *s, uint64_t deadline_us)
 
 static int take_abort(struct mf_session *s, wire_msg *msg, struct mf_error *err)
 {
-	(void)s;
+	s->peer_gave_up = true;
 	int code = msg->abort->code == -MF_ECANCELED ? -MF_ECANCELED : -MF_EPEER;
 	base_error(err, code, MF_SCOPE_SESSION, "the other host ended the move: %s",
 		   msg->abort->message);
@@ -249,6 +249,12 @@ void eng_send_abort(struct mf_session *s, const struct mf_error *why)
 	body.code = why->code;
 	body.message = (char *)why->msg;
 	(void)eng_send(s, &msg, NULL); /* best effort: a peer that does not hear it times out */
+}
+
+void eng_hang_up(struct mf_session *s)
+{
+	wire_channel_close(s->channel);
+	s->channel = NULL;
 }
 
 int eng_wait_job(struct mf_session *s, struct eng_job *job, struct mf_error *err)
@@ -405,6 +411,7 @@ int mf_session_run(struct mf_session *s, struct mf_error *err)
 	int r = s->params.side == MF_SOURCE ? eng_source_run(s, &failure)
 					    : eng_destination_run(s, &failure);
 
+	eng_hang_up(s);
 	(void)getrusage(RUSAGE_SELF, &after);
 	struct mf_report *rep = &s->report;
 	rep->total_ms = (base_now_us() - s->started_us) / 1000;

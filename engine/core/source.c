@@ -21,8 +21,6 @@
 /* What a switchover costs without a page: pause, state, hand-off.  Replaced by nothing better before it was
  * done once; QEMU's is 25 to 40 ms. */
 #define SWITCHOVER_US 40000
-/* In doubt: how long to ask. */
-#define IN_DOUBT_MS 30000
 /* Warm: rounds need not chase each other. */
 #define WARM_PAUSE_MS 200
 /* How much a guest that outruns the link is slowed: QEMU's own steps. */
@@ -587,7 +585,7 @@ static int source_switchover(struct mf_session *s, bool postcopy, struct mf_erro
 static int resolve_doubt(struct mf_session *s, struct mf_error *err)
 {
 	eng_emit(s, MF_EVENT_NOTICE, "the answer to the commit was lost: asking the destination");
-	switch (eng_query_peer(s, base_deadline_ms(IN_DOUBT_MS))) {
+	switch (eng_query_peer(s, eng_doubt_deadline(s))) {
 	case MF__WIRE__ANSWER__STATE__OWNER:
 	case MF__WIRE__ANSWER__STATE__COMPLETE:
 		return 0;
