@@ -45,10 +45,13 @@ static void *hv(const struct mf_session *s)
 static int open_channel(struct mf_session *s, struct mf_error *err)
 {
 	base_autofd fd = -1;
-	int r = wire_connect(s->host, s->port, s->event_fd,
-			     base_deadline_ms(s->params.connect_timeout_ms), &fd, err);
-	if (r == -EINTR)
-		return eng_check_cancel(s, err) ? -MF_ECANCELED : -EINTR;
+	uint64_t deadline = base_deadline_ms(s->params.connect_timeout_ms);
+	int r = eng_check_cancel(s, err);
+	while (r == 0 &&
+	       (r = wire_connect(s->host, s->port, s->event_fd, deadline, &fd, err)) == -EINTR) {
+		eng_sleep(s, 0); /* takes the wake-up: a request for later, unless it is this one */
+		r = eng_check_cancel(s, err);
+	}
 	if (r < 0)
 		return r;
 	wire_local_host(fd, s->local_host, sizeof(s->local_host));
