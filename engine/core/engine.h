@@ -249,6 +249,9 @@ bool eng_job_is_done(const struct eng_job *job);
 uint32_t eng_lanes_alive(const struct mf_session *s, enum eng_lane_set set);
 /* The first failure among a set's lanes, for a message. */
 int eng_lanes_failure(struct mf_session *s, struct mf_error *err);
+/* Any thread.  A failed lane's thread sleeps on sleep_fd, and takes the wake-up from there. */
+void eng_lane_wake(struct eng_lane *lane);
+void eng_lane_take_wake(struct eng_lane *lane);
 /* After tp_lane_shutdown(): the next completions of what is in flight, waited for; 0: there are none any more.  The
  * caller counts them. */
 int eng_lane_reap_rest(struct eng_lane *lane, struct tp_wc *wc, unsigned n);

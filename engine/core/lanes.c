@@ -81,9 +81,8 @@ static void *lane_main(void *arg)
 		}
 		if (atomic_load_explicit(&lane->failure, memory_order_relaxed)) {
 			struct pollfd p = { .fd = lane->sleep_fd, .events = POLLIN };
-			uint64_t n;
 			if (poll(&p, 1, 1000) > 0)
-				(void)!read(lane->sleep_fd, &n, sizeof(n));
+				eng_lane_take_wake(lane);
 			continue;
 		}
 		struct tp_wc wc;
@@ -174,10 +173,16 @@ int eng_lanes_accept(struct mf_session *s, struct tp_listener *listener, struct 
 	return 0;
 }
 
-static void wake(struct eng_lane *lane)
+void eng_lane_wake(struct eng_lane *lane)
 {
 	tp_lane_wake(lane->tp);
 	poke(lane->sleep_fd);
+}
+
+void eng_lane_take_wake(struct eng_lane *lane)
+{
+	uint64_t n;
+	(void)!read(lane->sleep_fd, &n, sizeof(n));
 }
 
 int eng_lane_reap_rest(struct eng_lane *lane, struct tp_wc *wc, unsigned n)
@@ -200,7 +205,7 @@ void eng_lanes_stop(struct mf_session *s)
 	for (uint32_t i = 0; l->lane && i < l->n; i++) {
 		if (l->lane[i].started) {
 			atomic_store_explicit(&l->lane[i].stop, true, memory_order_release);
-			wake(&l->lane[i]);
+			eng_lane_wake(&l->lane[i]);
 		}
 	}
 	for (uint32_t i = 0; l->lane && i < l->n; i++) {
@@ -239,7 +244,7 @@ void eng_lanes_run(struct mf_session *s, enum eng_lane_set set, struct eng_job *
 		assert(!atomic_load_explicit(&l->lane[i].job, memory_order_relaxed));
 		/* release: pairs with the acquire in lane_main; the job is set up before */
 		atomic_store_explicit(&l->lane[i].job, job, memory_order_release);
-		wake(&l->lane[i]);
+		eng_lane_wake(&l->lane[i]);
 	}
 }
 

@@ -256,6 +256,32 @@ static bool decide(struct eng_pull *p, enum fate fate)
 	return atomic_compare_exchange_strong(&p->fate, &was, (int)fate) || was == (int)fate;
 }
 
+/* After the commit, when the urgent lane is lost: pages that are here are mapped, and the bulk lanes are told where
+ * the guest waits.  They wake it. */
+static int serve_without_lane(struct eng_pull *p, struct eng_lane *lane)
+{
+	struct mf_session *s = p->session;
+	while (!atomic_load_explicit(&p->fault_job.stop, memory_order_relaxed)) {
+		struct pgr_fault faults[32];
+		int n = pgr_next(s->pager, 0, faults, 32, 0, base_deadline_ms(500), lane->sleep_fd);
+		if (n < 0)
+			return n;
+		eng_lane_take_wake(lane);
+		for (int i = 0; i < n; i++) {
+			const struct pgr_fault *f = &faults[i];
+			atomic_fetch_add_explicit(&s->faults, 1, memory_order_relaxed);
+			atomic_store_explicit(&p->hint, (uint64_t)f->range << 48 | f->page,
+					      memory_order_relaxed);
+			if (!bitmap_test_atomic(s->memory.region[f->range].present, f->page))
+				continue;
+			int r = map_around(p, f->range, f->page);
+			if (r < 0)
+				return r;
+		}
+	}
+	return 0;
+}
+
 static int serve_faults(struct eng_lane *lane, void *ctx)
 {
 	struct eng_pull *p = ctx;
@@ -282,11 +308,14 @@ static int serve_faults(struct eng_lane *lane, void *ctx)
 	if (r < 0) {
 		base_debug("fault service ended: %s", base_strerror(r));
 		drop_reads(p, lane);
+		atomic_store_explicit(&p->urgent_reads, 0, memory_order_relaxed);
 		/* Nobody serves any more.  Before the commit a guest that is loading must not hang: it never runs, so
 		 * what it finds does not matter.  After it faults wait. */
 		if (decide(p, GIVEN_UP)) {
 			pgr_disarm(p->session->pager);
 			p->armed = false;
+		} else {
+			(void)serve_without_lane(p, lane);
 		}
 		poke_session(p->session);
 	}
@@ -502,7 +531,7 @@ static void stop_jobs(struct eng_pull *p)
 	struct mf_session *s = p->session;
 	atomic_store_explicit(&p->fault_job.stop, true, memory_order_relaxed);
 	atomic_store_explicit(&p->bulk_job.stop, true, memory_order_relaxed);
-	tp_lane_wake(urgent_lane(s)->tp);
+	eng_lane_wake(urgent_lane(s));
 	while (!eng_job_is_done(&p->fault_job) || !eng_job_is_done(&p->bulk_job))
 		eng_sleep(s, base_deadline_ms(100));
 }
@@ -590,7 +619,8 @@ int eng_pull_all(struct mf_session *s, struct eng_pull *p, struct mf_error *err)
 		/* A lane that failed late left pages behind when the others had gone. */
 		if (eng_job_is_done(&p->bulk_job) && eng_lanes_alive(s, ENG_BULK))
 			eng_lanes_run(s, ENG_BULK, &p->bulk_job);
-		if (!eng_lanes_alive(s, ENG_URGENT) || !eng_lanes_alive(s, ENG_BULK)) {
+		/* Without the urgent lane the guest waits longer for each page, but gets it. */
+		if (!eng_lanes_alive(s, ENG_BULK)) {
 			r = eng_lanes_failure(s, err);
 			break;
 		}

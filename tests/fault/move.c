@@ -218,6 +218,7 @@ static void start_side(struct side *f, uint16_t port)
 		.verify = m->verify,
 		.transport = "tcp",
 		.lanes = m->lanes,
+		.connect_timeout_ms = 5000,
 		.peer_timeout_ms = f->peer_timeout_ms ? f->peer_timeout_ms : m->peer_timeout_ms,
 		.insecure = true,
 		.on_event = take_event,
@@ -231,6 +232,26 @@ static void start_side(struct side *f, uint16_t port)
 		m->on_phase(f, MF_PHASE_IDLE);
 	assert_int_equal(pthread_create(&f->thread, NULL, run_side, f), 0);
 	f->started = true;
+}
+
+/* A destination that nobody came to, or only a stranger, goes on listening: it is told to stop. */
+static void dismiss(struct side *destination)
+{
+	struct move *m = destination->move;
+	struct mf_progress progress;
+	pthread_mutex_lock(&m->lock);
+	while (!m->destination_ended) {
+		struct timespec soon;
+		mf_session_progress(destination->session, &progress);
+		if (progress.phase == MF_PHASE_CONNECT)
+			mf_session_request(destination->session, MF_REQUEST_CANCEL);
+		(void)clock_gettime(CLOCK_REALTIME, &soon);
+		soon.tv_nsec += 20000000;
+		soon.tv_sec += soon.tv_nsec / 1000000000;
+		soon.tv_nsec %= 1000000000;
+		(void)pthread_cond_timedwait(&m->changed, &m->lock, &soon);
+	}
+	pthread_mutex_unlock(&m->lock);
 }
 
 void move_run(struct move *m)
@@ -262,9 +283,12 @@ void move_run(struct move *m)
 	}
 	if (port)
 		start_side(source, port);
+	if (source->started)
+		pthread_join(source->thread, NULL);
+	dismiss(destination);
 	for (int i = 0; i < 2; i++) {
 		struct side *f = &m->side[i];
-		if (f->started)
+		if (f == destination)
 			pthread_join(f->thread, NULL);
 		if (f->session)
 			f->report = *mf_session_report(f->session);
@@ -295,6 +319,14 @@ static void assert_goes_on(struct side *f)
 		assert_true(base_now_us() < deadline);
 	} while (now.heartbeat == first.heartbeat);
 	assert_int_equal(now.wrong_pages, 0);
+}
+
+void move_assert_stands_still(struct side *f)
+{
+	struct hv_process_status status;
+	assert_int_equal(hv_process_status(f->guest.hv, &status, NULL), 0);
+	assert_false(status.running);
+	assert_int_equal(f->finished, 0);
 }
 
 static void check_moved(struct move *m)
@@ -337,8 +369,7 @@ static void check_paused(struct move *m)
 	struct side *source = &m->side[0], *destination = &m->side[1];
 	assert_int_equal(destination->report.outcome, MF_OUTCOME_PAUSED);
 	assert_int_equal(source->report.outcome, MF_OUTCOME_PAUSED);
-	assert_false(is_running(source));
-	assert_int_equal(source->finished, 0);
+	move_assert_stands_still(source);
 }
 
 /* A joined thread is gone from /proc a moment later. */

@@ -96,6 +96,8 @@ void move_close(struct move *m);
 /* move_run() and move_check(). */
 void move_expect(struct move *m, enum ending ending);
 
+/* The guest of this side exists and does not run. */
+void move_assert_stands_still(struct side *side);
 /* For on_phase: does m->request at m->phase of m->at. */
 void move_request_at(struct side *side, enum mf_phase phase);
 

@@ -4,11 +4,13 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <stdio.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
 #include "base/cleanup.h"
+#include "base/clock.h"
+#include "core/engine.h"
 #include "move.h"
 
 #define SOURCE      (&m.side[0])
@@ -148,12 +150,14 @@ static void a_bulk_lane_lost_in_postcopy(void **state)
 	}
 }
 
-/* Faults are not served at once any more, but every page comes. */
+/* Faults are not served at once any more, but every page comes: the lane is lost by the first completions, and the
+ * others are slowed down until long after. */
 static void the_urgent_lane_lost_in_postcopy(void **state)
 {
 	(void)state;
 	struct move m;
 	drop(&m, MF_MODE_POSTCOPY, MF_DESTINATION, MF_PHASE_POSTCOPY, LANES);
+	DESTINATION->faults.delay_polls = 200;
 	move_expect(&m, MOVED);
 }
 
@@ -167,14 +171,27 @@ static void all_lanes_lost_in_postcopy(void **state)
 	move_expect(&m, PAUSED);
 }
 
+/* Holds COMMIT back until the destination has lost its urgent lane. */
+static void wait_for_loss(void *ctx, int port)
+{
+	struct move *m = ctx;
+	uint64_t deadline = base_deadline_ms(20000);
+	(void)port;
+	while (eng_lanes_alive(m->side[1].session, ENG_URGENT) && base_now_us() < deadline)
+		(void)usleep(1000);
+}
+
 /* Nobody would answer the guest's touches: it must not be resumed there. */
 static void the_urgent_lane_lost_before_the_commit(void **state)
 {
 	(void)state;
 	struct move m;
 	drop(&m, MF_MODE_POSTCOPY, MF_DESTINATION, MF_PHASE_HANDOFF, LANES);
+	m.rule.body = WIRE_BODY(COMMIT);
+	m.rule.hook = wait_for_loss;
+	m.rule.ctx = &m;
 	move_expect(&m, STAYED);
-	drop(&m, MF_MODE_POSTCOPY, MF_DESTINATION, MF_PHASE_SWITCHOVER, LANES);
+	drop(&m, MF_MODE_POSTCOPY, MF_DESTINATION, MF_PHASE_PREPARE, LANES);
 	move_expect(&m, STAYED);
 }
 

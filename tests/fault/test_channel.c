@@ -1,0 +1,277 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* Moves whose control channel is cut, falls silent, or says what it should not. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "base/cleanup.h"
+#include "core/engine.h"
+#include "move.h"
+
+#define SOURCE      (&m.side[0])
+#define DESTINATION (&m.side[1])
+
+static void act_at(struct move *m, enum mf_mode mode, Mf__Wire__Control__BodyCase body,
+		   enum relay_action action)
+{
+	move_init(m);
+	m->mode = mode;
+	m->verify = MF_VERIFY_FULL;
+	m->rule.body = body;
+	m->rule.action = action;
+	/* Silence has to be waited for, and so has a source that never asks; but no message may seem lost that is
+	 * only late, where that changes the end. */
+	bool is_late = body == WIRE_BODY(COMMIT) || body == WIRE_BODY(RUNNING) ||
+		       body == WIRE_BODY(DONE) || body == WIRE_BODY(BYE);
+	m->peer_timeout_ms = action == RELAY_SILENCE || !is_late ? 1500 : 3000;
+}
+
+static void expect_at(enum mf_mode mode, Mf__Wire__Control__BodyCase body, enum relay_action action,
+		      enum ending ending)
+{
+	struct move m;
+	act_at(&m, mode, body, action);
+	move_run(&m);
+	if (!m.rule_met)
+		fail_msg("message %d did not come", (int)body);
+	move_check(&m, ending);
+}
+
+/* What is said before the commit: whoever does not hear it, the source guest runs on. */
+static const Mf__Wire__Control__BodyCase before_commit[] = {
+	WIRE_BODY(HELLO),      WIRE_BODY(WELCOME),  WIRE_BODY(DESCRIBE), WIRE_BODY(VERDICTS),
+	WIRE_BODY(PREPARE),    WIRE_BODY(PREPARED), WIRE_BODY(LANES_UP), WIRE_BODY(ROUND),
+	WIRE_BODY(SWITCHOVER), WIRE_BODY(HASHES),   WIRE_BODY(STATE),    WIRE_BODY(READY),
+};
+
+static void cut_before_the_commit(void **state)
+{
+	(void)state;
+	for (unsigned i = 0; i < BASE_ARRAY_LEN(before_commit); i++)
+		expect_at(MF_MODE_PRECOPY, before_commit[i], RELAY_CUT, STAYED);
+	expect_at(MF_MODE_POSTCOPY, WIRE_BODY(BITMAP), RELAY_CUT, STAYED);
+	expect_at(MF_MODE_POSTCOPY, WIRE_BODY(STATE), RELAY_CUT, STAYED);
+	expect_at(MF_MODE_POSTCOPY, WIRE_BODY(READY), RELAY_CUT, STAYED);
+}
+
+static void silence_before_the_commit(void **state)
+{
+	static const Mf__Wire__Control__BodyCase some[] = { WIRE_BODY(WELCOME), WIRE_BODY(PREPARED),
+							    WIRE_BODY(SWITCHOVER),
+							    WIRE_BODY(READY) };
+	(void)state;
+	for (unsigned i = 0; i < BASE_ARRAY_LEN(some); i++)
+		expect_at(MF_MODE_PRECOPY, some[i], RELAY_SILENCE, STAYED);
+}
+
+/* The destination gives up, and says so when it is asked. */
+static void the_commit_lost(void **state)
+{
+	(void)state;
+	expect_at(MF_MODE_PRECOPY, WIRE_BODY(COMMIT), RELAY_CUT, STAYED);
+	expect_at(MF_MODE_PRECOPY, WIRE_BODY(COMMIT), RELAY_SILENCE, STAYED);
+	expect_at(MF_MODE_POSTCOPY, WIRE_BODY(COMMIT), RELAY_CUT, STAYED);
+	expect_at(MF_MODE_POSTCOPY, WIRE_BODY(COMMIT), RELAY_SILENCE, STAYED);
+}
+
+/* The source is in doubt, asks and learns. */
+static void running_lost(void **state)
+{
+	(void)state;
+	expect_at(MF_MODE_PRECOPY, WIRE_BODY(RUNNING), RELAY_CUT, MOVED);
+	expect_at(MF_MODE_PRECOPY, WIRE_BODY(RUNNING), RELAY_SILENCE, MOVED);
+}
+
+static void the_end_lost(void **state)
+{
+	(void)state;
+	expect_at(MF_MODE_PRECOPY, WIRE_BODY(BYE), RELAY_SILENCE, MOVED);
+	expect_at(MF_MODE_POSTCOPY, WIRE_BODY(BYE), RELAY_CUT, MOVED);
+}
+
+/* Done is lost where the guest is whole already. */
+static void done_lost(void **state)
+{
+	(void)state;
+	struct move m;
+	act_at(&m, MF_MODE_PRECOPY, WIRE_BODY(DONE), RELAY_CUT);
+	move_expect(&m, MOVED);
+	act_at(&m, MF_MODE_PRECOPY, WIRE_BODY(DONE), RELAY_SILENCE);
+	move_expect(&m, MOVED);
+}
+
+/* Nothing passes any more after the commit: the source does not resume, whatever it thinks. */
+static void in_doubt_for_good(void **state)
+{
+	(void)state;
+	static const Mf__Wire__Control__BodyCase lost[] = { WIRE_BODY(COMMIT), WIRE_BODY(RUNNING) };
+	for (unsigned i = 0; i < BASE_ARRAY_LEN(lost); i++) {
+		struct move m;
+		act_at(&m, MF_MODE_PRECOPY, lost[i], RELAY_CUT);
+		m.peer_timeout_ms = 1000;
+		m.rule.alone = true;
+		move_run(&m);
+		assert_int_equal(SOURCE->report.outcome, MF_OUTCOME_IN_DOUBT);
+		assert_int_equal(SOURCE->result, -MF_EINDOUBT);
+		assert_int_equal(DESTINATION->resumed, lost[i] == WIRE_BODY(RUNNING));
+		assert_int_equal(DESTINATION->report.outcome, lost[i] == WIRE_BODY(RUNNING)
+								      ? MF_OUTCOME_COMPLETED
+								      : MF_OUTCOME_ABORTED);
+		move_assert_stands_still(SOURCE);
+		move_close(&m);
+	}
+}
+
+/* A question whose asker has gone stands in the queue before the one that counts. */
+static void ask_and_leave(void *ctx, int port)
+{
+	struct move *m = ctx;
+	Mf__Wire__Query body = MF__WIRE__QUERY__INIT;
+	wire_msg msg = WIRE_INIT;
+	base_autofree uint8_t *bytes = NULL;
+	size_t len;
+	base_autofd fd = relay_connect((uint16_t)port);
+	body.session = m->side[0].session->report.session;
+	msg.body_case = WIRE_BODY(QUERY);
+	msg.query = &body;
+	if (fd >= 0 && wire_msg_encode(&msg, &bytes, &len) == 0)
+		(void)!write(fd, bytes, len);
+}
+
+static void a_question_that_nobody_waits_for(void **state)
+{
+	(void)state;
+	for (unsigned i = 0; i < 10; i++) {
+		struct move m;
+		act_at(&m, MF_MODE_PRECOPY, WIRE_BODY(COMMIT), RELAY_CUT);
+		m.rule.hook = ask_and_leave;
+		m.rule.ctx = &m;
+		move_expect(&m, STAYED);
+	}
+}
+
+/* ---- what should not be said ---- */
+
+static void said_twice(void **state)
+{
+	(void)state;
+	/* What only informs may come twice. */
+	static const Mf__Wire__Control__BodyCase harmless[] = { WIRE_BODY(ROUND) };
+	for (unsigned i = 0; i < BASE_ARRAY_LEN(before_commit); i++) {
+		Mf__Wire__Control__BodyCase body = before_commit[i];
+		/* The last of its kind is followed by the hand-off: a second one is out of turn, or comes
+		 * when nobody listens any more. */
+		bool late = body == WIRE_BODY(READY) || body == WIRE_BODY(LANES_UP);
+		if (body != harmless[0] && !late)
+			expect_at(MF_MODE_PRECOPY, body, RELAY_TWICE, STAYED);
+	}
+	expect_at(MF_MODE_PRECOPY, WIRE_BODY(ROUND), RELAY_TWICE, MOVED);
+	expect_at(MF_MODE_POSTCOPY, WIRE_BODY(COMMIT), RELAY_TWICE, MOVED);
+	expect_at(MF_MODE_POSTCOPY, WIRE_BODY(RUNNING), RELAY_TWICE, MOVED);
+	expect_at(MF_MODE_PRECOPY, WIRE_BODY(DONE), RELAY_TWICE, MOVED);
+}
+
+/* The source has committed, hears what it cannot make sense of, and asks. */
+static void ready_twice(void **state)
+{
+	(void)state;
+	expect_at(MF_MODE_PRECOPY, WIRE_BODY(READY), RELAY_TWICE, MOVED);
+}
+
+static void noise_in_the_middle(void **state)
+{
+	(void)state;
+	for (unsigned i = 0; i < BASE_ARRAY_LEN(before_commit); i++)
+		expect_at(MF_MODE_PRECOPY, before_commit[i], RELAY_GARBAGE, STAYED);
+	expect_at(MF_MODE_PRECOPY, WIRE_BODY(COMMIT), RELAY_GARBAGE, STAYED);
+	expect_at(MF_MODE_PRECOPY, WIRE_BODY(RUNNING), RELAY_GARBAGE, MOVED);
+}
+
+/* Hashes of one region come twice, those of the other never: counted, there are enough. */
+static void hashes_of_the_wrong_region(void **state)
+{
+	(void)state;
+	struct move m;
+	act_at(&m, MF_MODE_COLD, WIRE_BODY(HASHES), RELAY_LAST);
+	m.rule.nth = 2;
+	move_expect(&m, STAYED);
+}
+
+/* ---- strangers ---- */
+
+static void speak(uint16_t port, const void *bytes, size_t len, int *keep)
+{
+	base_autofd fd = relay_connect(port);
+	assert_true(fd >= 0);
+	assert_int_equal(write(fd, bytes, len), (ssize_t)len);
+	if (keep)
+		*keep = base_take_fd(&fd);
+}
+
+static void speak_noise(struct move *m, uint16_t port)
+{
+	(void)m;
+	speak(port, "GET / HTTP/1.1\r\nHost: example\r\n\r\n", 34, NULL);
+	speak(port, "MFC1\xff\xff\xff\xff", 8, NULL);
+	speak(port, "MFC1\x02\0\0\0\xff\xff", 10, NULL);
+}
+
+static void noise_in_place_of_hello(void **state)
+{
+	(void)state;
+	struct move m;
+	move_init(&m);
+	m.verify = MF_VERIFY_FULL;
+	m.before = speak_noise;
+	move_expect(&m, MOVED);
+}
+
+static int silent_fd = -1;
+
+static void say_nothing(struct move *m, uint16_t port)
+{
+	(void)m;
+	speak(port, "", 0, &silent_fd);
+	m->fds++; /* the rig's own */
+}
+
+/* It holds the destination up for the length of the peer timeout; the source waits longer. */
+static void a_peer_that_says_nothing(void **state)
+{
+	(void)state;
+	struct move m;
+	move_init(&m);
+	m.verify = MF_VERIFY_FULL;
+	DESTINATION->peer_timeout_ms = 1000;
+	SOURCE->peer_timeout_ms = 10000;
+	m.before = say_nothing;
+	move_expect(&m, MOVED);
+	base_closep(&silent_fd);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(cut_before_the_commit),
+		cmocka_unit_test(silence_before_the_commit),
+		cmocka_unit_test(the_commit_lost),
+		cmocka_unit_test(running_lost),
+		cmocka_unit_test(done_lost),
+		cmocka_unit_test(the_end_lost),
+		cmocka_unit_test(in_doubt_for_good),
+		cmocka_unit_test(a_question_that_nobody_waits_for),
+		cmocka_unit_test(said_twice),
+		cmocka_unit_test(ready_twice),
+		cmocka_unit_test(noise_in_the_middle),
+		cmocka_unit_test(hashes_of_the_wrong_region),
+		cmocka_unit_test(noise_in_place_of_hello),
+		cmocka_unit_test(a_peer_that_says_nothing),
+	};
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
