@@ -588,6 +588,8 @@ static int source_switchover(struct mf_session *s, bool postcopy, struct mf_erro
 static int resolve_doubt(struct mf_session *s, struct mf_error *err)
 {
 	eng_emit(s, MF_EVENT_NOTICE, "the answer to the commit was lost: asking the destination");
+	/* It answers when it knows that this channel is over. */
+	eng_hang_up(s);
 	switch (eng_query_peer(s, eng_doubt_deadline(s))) {
 	case MF__WIRE__ANSWER__STATE__OWNER:
 	case MF__WIRE__ANSWER__STATE__COMPLETE:

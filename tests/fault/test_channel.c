@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -273,5 +274,7 @@ int main(void)
 		cmocka_unit_test(noise_in_place_of_hello),
 		cmocka_unit_test(a_peer_that_says_nothing),
 	};
+	if (getenv("ONLY"))
+		cmocka_set_test_filter(getenv("ONLY"));
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
