@@ -97,9 +97,13 @@ int eng_verify_send(struct mf_session *s, struct mf_error *err)
 int eng_verify_receive(struct mf_session *s, const Mf__Wire__Hashes *h, uint64_t *pages_left,
 		       struct mf_error *err)
 {
-	uint64_t n = h->hashes.len / 8;
+	uint64_t n = h->hashes.len / 8, after = 0;
+	for (uint32_t i = h->region + 1; i < s->memory.n; i++)
+		after += s->memory.region[i].pages;
+	/* In order and without gaps: else counting them would not tell that all have come. */
 	if (h->region >= s->memory.n || !n || n > s->memory.region[h->region].pages ||
-	    h->first > s->memory.region[h->region].pages - n || n > *pages_left)
+	    h->first > s->memory.region[h->region].pages - n ||
+	    *pages_left != after + s->memory.region[h->region].pages - h->first)
 		return base_error(err, -MF_EPEER, MF_SCOPE_SESSION,
 				  "the other host sent hashes of pages that do not exist");
 	struct eng_region *r = &s->memory.region[h->region];
