@@ -118,6 +118,8 @@ int eng_lanes_init(struct mf_session *s, uint32_t n_bulk, struct mf_error *err)
 		return base_error(err, -ENOMEM, MF_SCOPE_HOST, "out of memory");
 	l->n_bulk = n_bulk;
 	l->n = n_bulk + 1;
+	for (uint32_t i = 0; i < l->n; i++)
+		l->lane[i].sleep_fd = -1;
 	for (uint32_t i = 0; i < l->n; i++) {
 		struct eng_lane *lane = &l->lane[i];
 		lane->session = s;
