@@ -728,14 +728,16 @@ static int source_fail(struct mf_session *s, int code, struct mf_error *err)
 		why = *err;
 	else
 		base_error_sys(&why, code, MF_SCOPE_SESSION, "%s", eng_state_name(s->state));
-	if (s->state != ENG_COMMITTED)
-		eng_send_abort(s, &why);
+	bool tell = s->state != ENG_COMMITTED;
 	stop_tracker(s);
 	if (s->throttle)
 		(void)ops(s)->throttle(hv(s), 0, NULL);
 	struct mf_error back = { 0 };
 	if (s->prepared && ops(s)->abort(hv(s), &back) < 0)
 		eng_emit(s, MF_EVENT_NOTICE, "the source guest could not be resumed: %s", back.msg);
+	/* The guest first: telling may take the peer timeout, and without a commit nothing runs there. */
+	if (tell)
+		eng_send_abort(s, &why);
 	eng_record_remove(s);
 	eng_set_state(s, ENG_ABORTED);
 	if (err)
