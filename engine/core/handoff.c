@@ -58,6 +58,8 @@ int eng_record_write(struct mf_session *s, const char *what, struct mf_error *er
 	if (r == 0 && rename(temporary, path))
 		r = -errno;
 	if (r == 0) {
+		/* It may be there from here on, also when it is not sure to stay. */
+		s->record_written = true;
 		base_autofd dir = open(s->run_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 		/* tmpfs, the usual run directory, has nothing to sync */
 		if (dir < 0 || (fsync(dir) && errno != EINVAL))
@@ -69,7 +71,6 @@ int eng_record_write(struct mf_session *s, const char *what, struct mf_error *er
 			err, r, MF_SCOPE_HOST,
 			"%s: the hand-off record cannot be written; nothing is committed", path);
 	}
-	s->record_written = true;
 	return 0;
 }
 
