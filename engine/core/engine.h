@@ -88,6 +88,7 @@ struct eng_lane;
 struct eng_job {
 	int (*run)(struct eng_lane *lane, void *ctx);
 	void *ctx;
+	bool even_failed; /* run() is called on lanes that have failed, too: not all it does needs them */
 	_Atomic uint32_t running;
 	_Atomic bool stop; /* asks run() to return early */
 };

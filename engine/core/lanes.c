@@ -47,7 +47,7 @@ static void fail_lane(struct eng_lane *lane, int code)
 
 static void run_job(struct eng_lane *lane, struct eng_job *job)
 {
-	if (!atomic_load_explicit(&lane->failure, memory_order_relaxed)) {
+	if (job->even_failed || !atomic_load_explicit(&lane->failure, memory_order_relaxed)) {
 		int r = job->run(lane, job->ctx);
 		if (r < 0)
 			fail_lane(lane, r);

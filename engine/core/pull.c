@@ -583,6 +583,7 @@ int eng_pull_start(struct mf_session *s, struct eng_pull **ret, struct mf_error 
 		return r;
 	p->fault_job.run = serve_faults;
 	p->fault_job.ctx = p;
+	p->fault_job.even_failed = true; /* lets the loading guest through */
 	eng_lanes_run(s, ENG_URGENT, &p->fault_job);
 	return 0;
 }

@@ -182,6 +182,13 @@ static void wait_for_loss(void *ctx, int port)
 		(void)usleep(1000);
 }
 
+static void lose_urgent(void *ctx, int port)
+{
+	struct move *m = ctx;
+	atomic_store(&m->side[1].faults.drop_now, true);
+	wait_for_loss(ctx, port);
+}
+
 /* Nobody would answer the guest's touches: it must not be resumed there. */
 static void the_urgent_lane_lost_before_the_commit(void **state)
 {
@@ -193,6 +200,12 @@ static void the_urgent_lane_lost_before_the_commit(void **state)
 	m.rule.ctx = &m;
 	move_expect(&m, STAYED);
 	drop(&m, MF_MODE_POSTCOPY, MF_DESTINATION, MF_PHASE_PREPARE, LANES);
+	move_expect(&m, STAYED);
+	/* after the source last looked, before the destination needs it */
+	drop(&m, MF_MODE_POSTCOPY, MF_DESTINATION, MF_PHASE_COUNT, LANES);
+	m.rule.body = WIRE_BODY(SWITCHOVER);
+	m.rule.hook = lose_urgent;
+	m.rule.ctx = &m;
 	move_expect(&m, STAYED);
 }
 
