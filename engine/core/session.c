@@ -294,8 +294,9 @@ void mf_session_progress(const struct mf_session *session, struct mf_progress *r
 	struct mf_session *s = (struct mf_session *)session; /* for the lock only */
 	pthread_mutex_lock(&s->progress_lock);
 	*ret = s->progress;
+	uint64_t started_us = s->started_us;
 	pthread_mutex_unlock(&s->progress_lock);
-	ret->elapsed_ms = s->started_us ? (base_now_us() - s->started_us) / 1000 : 0;
+	ret->elapsed_ms = started_us ? (base_now_us() - started_us) / 1000 : 0;
 	ret->faults = atomic_load_explicit(&s->faults, memory_order_relaxed);
 	uint64_t done = atomic_load_explicit(&s->bytes_scanned, memory_order_relaxed);
 	ret->done_bytes = done < ret->round_bytes ? done : ret->round_bytes;
@@ -406,7 +407,9 @@ int mf_session_run(struct mf_session *s, struct mf_error *err)
 	struct rusage before, after;
 	assert(s->state == ENG_IDLE);
 	(void)getrusage(RUSAGE_SELF, &before);
+	pthread_mutex_lock(&s->progress_lock);
 	s->started_us = base_now_us();
+	pthread_mutex_unlock(&s->progress_lock);
 
 	int r = s->params.side == MF_SOURCE ? eng_source_run(s, &failure)
 					    : eng_destination_run(s, &failure);
