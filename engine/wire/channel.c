@@ -218,7 +218,8 @@ static void *channel_main(void *arg)
 			return NULL;
 		}
 		struct pollfd p[2] = { { .fd = ch->wake_fd, .events = POLLIN },
-				       { .fd = ch->fd, .events = full ? 0 : POLLIN } };
+				       /* full: a peer that hung up is not to wake us in vain */
+				       { .fd = full ? -1 : ch->fd, .events = POLLIN } };
 		(void)poll(p, 2, base_left_ms(ch->pinged_us + period));
 		if (p[0].revents)
 			drain(ch->wake_fd);
