@@ -4,7 +4,7 @@
 # ./test.sh [--quick]: builds memferry and runs every test, on Debian 12 or 13.
 #
 #   release   optimised: everything, with two processes and real guests
-#   dev       address and undefined-behaviour sanitizers: unit, conformance, checks
+#   dev       address and undefined-behaviour sanitizers: unit, conformance, fault, checks
 #   tsan      thread sanitizer: unit, conformance
 #   clang     built by clang: unit, conformance
 #   other     the other Debian's compiler and libraries (12 on 13, 13 on 12), in a root of its own
