@@ -539,6 +539,7 @@ static void forget_source(struct mf_session *s)
 {
 	struct mf_report *rep = &s->report;
 	rep->n_findings = 0;
+	s->peer_gave_up = false;
 	rep->session[0] = rep->transport_reason[0] = '\0';
 	rep->transport = "";
 	pthread_mutex_lock(&s->progress_lock);
@@ -556,7 +557,8 @@ int eng_destination_run(struct mf_session *s, struct mf_error *err)
 		r = wait_for_source(s, err);
 		if (r == 0)
 			r = destination_check(s, &plan, err);
-		if (r < 0 ? !is_stranger(s, r) : !plan.check_only)
+		bool was_check = r == -MF_EREFUSED && plan.check_only;
+		if (r < 0 ? !is_stranger(s, r) && !was_check : !plan.check_only)
 			break;
 		/* `memferry check`, or nobody who speaks our protocol, leaves; wait for who means it. */
 		if (r == 0 && eng_expect(s, WIRE_BODY(BYE), eng_timeout(s), &msg, NULL) == 0)

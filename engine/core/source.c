@@ -134,9 +134,11 @@ static int take_verdicts(struct mf_session *s, struct mf_error *err)
 	if (r == 0 && v->refused)
 		r = base_error(err, -MF_EREFUSED, MF_SCOPE_SESSION, "the destination refused");
 	s->tp = eng_find_transport(s, v->transport);
+	if (strcmp(s->transport, "auto") && strcmp(s->transport, v->transport))
+		s->tp = NULL;
 	if (r == 0 && !s->tp)
 		r = base_error(err, -MF_EPEER, MF_SCOPE_SESSION,
-			       "the destination chose a transport that this host does not have");
+			       "the destination chose a transport that this host did not offer");
 	if (r == 0) {
 		s->report.transport = s->tp->kind;
 		(void)snprintf(s->report.transport_reason, sizeof(s->report.transport_reason), "%s",

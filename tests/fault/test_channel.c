@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -233,6 +234,64 @@ static void noise_in_place_of_hello(void **state)
 	move_expect(&m, MOVED);
 }
 
+static void say(int fd, wire_msg *msg)
+{
+	base_autofree uint8_t *bytes = NULL;
+	size_t len;
+	assert_int_equal(wire_msg_encode(msg, &bytes, &len), 0);
+	assert_int_equal(write(fd, bytes, len), (ssize_t)len);
+}
+
+/* Reads messages until the one meant. */
+static void hear(int fd, Mf__Wire__Control__BodyCase body)
+{
+	for (bool heard = false; !heard;) {
+		uint8_t header[WIRE_HEADER];
+		uint32_t len;
+		wire_msg *msg;
+		assert_int_equal(recv(fd, header, sizeof(header), MSG_WAITALL), sizeof(header));
+		assert_int_equal(wire_header_decode(header, &len), 0);
+		base_autofree uint8_t *payload = malloc(len + 1);
+		assert_int_equal(recv(fd, payload, len, MSG_WAITALL), len);
+		assert_int_equal(wire_msg_decode(payload, len, &msg), 0);
+		heard = msg->body_case == body;
+		wire_msg_free(msg);
+	}
+}
+
+static void check_and_be_refused(struct move *m, uint16_t port)
+{
+	Mf__Wire__Hello hello = MF__WIRE__HELLO__INIT;
+	Mf__Wire__Guest guest = MF__WIRE__GUEST__INIT;
+	Mf__Wire__Describe describe = MF__WIRE__DESCRIBE__INIT;
+	wire_msg first = WIRE_INIT, second = WIRE_INIT;
+	base_autofd fd = relay_connect(port);
+	(void)m;
+	first.body_case = WIRE_BODY(HELLO);
+	first.hello = &hello;
+	hello.version_min = hello.version_max = ENG_PROTOCOL_VERSION;
+	hello.session = (char *)"0123456789abcdef";
+	second.body_case = WIRE_BODY(DESCRIBE);
+	second.describe = &describe;
+	describe.guest = &guest;
+	describe.check_only = true;
+	guest.kind = (char *)"a kind that is not here";
+	say(fd, &first);
+	say(fd, &second);
+	hear(fd, WIRE_BODY(VERDICTS));
+}
+
+/* Whoever only asked is told why not, and may ask again when that was set right. */
+static void a_check_that_is_refused(void **state)
+{
+	(void)state;
+	struct move m;
+	move_init(&m);
+	m.verify = MF_VERIFY_FULL;
+	m.before = check_and_be_refused;
+	move_expect(&m, MOVED);
+}
+
 static int silent_fd = -1;
 
 static void say_nothing(struct move *m, uint16_t port)
@@ -272,6 +331,7 @@ int main(void)
 		cmocka_unit_test(noise_in_the_middle),
 		cmocka_unit_test(hashes_of_the_wrong_region),
 		cmocka_unit_test(noise_in_place_of_hello),
+		cmocka_unit_test(a_check_that_is_refused),
 		cmocka_unit_test(a_peer_that_says_nothing),
 	};
 	if (getenv("ONLY"))
