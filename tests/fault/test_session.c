@@ -4,6 +4,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -29,6 +30,51 @@ static void plain_moves(void **state)
 		move_init(&m);
 		m.mode = modes[i];
 		m.verify = MF_VERIFY_FULL;
+		move_expect(&m, MOVED);
+	}
+}
+
+/* More than one registration each, the last one shorter, and shorter than a chunk. */
+static void regions_of_several_pieces(void **state)
+{
+	static const enum mf_mode both[] = { MF_MODE_COLD, MF_MODE_POSTCOPY };
+	(void)state;
+	for (unsigned i = 0; i < BASE_ARRAY_LEN(both); i++) {
+		struct move m;
+		move_init(&m);
+		m.mode = both[i];
+		m.verify = MF_VERIFY_FULL;
+		m.guest = "2068M,regions=2,zero=98,dirty=1M";
+		move_expect(&m, MOVED);
+	}
+}
+
+static unsigned long free_huge_pages(void)
+{
+	unsigned long n = 0;
+	base_cleanup(base_fclosep) FILE *f =
+		fopen("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages", "re");
+	if (f && fscanf(f, "%lu", &n) != 1)
+		n = 0;
+	return n;
+}
+
+/* Chunks that share words of the bitmaps; lanes that fail between them. */
+static void huge_pages(void **state)
+{
+	(void)state;
+	if (free_huge_pages() < 40) {
+		print_message("SKIP: fewer than 40 free pages of 2 MiB (vm.nr_hugepages)\n");
+		skip();
+	}
+	for (unsigned i = 0; i < BASE_ARRAY_LEN(modes); i++) {
+		struct move m;
+		move_init(&m);
+		m.mode = modes[i];
+		m.verify = MF_VERIFY_FULL;
+		m.guest = "36M,page=2M,regions=2,dirty=4M";
+		SOURCE->faults.fail_wc_at = 5;
+		DESTINATION->faults.fail_wc_at = 5;
 		move_expect(&m, MOVED);
 	}
 }
@@ -336,6 +382,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(plain_moves),
+		cmocka_unit_test(regions_of_several_pieces),
+		cmocka_unit_test(huge_pages),
 		cmocka_unit_test(posts_and_completions_that_fail),
 		cmocka_unit_test(reads_that_fail_together),
 		cmocka_unit_test(full_queues_and_short_batches),
