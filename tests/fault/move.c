@@ -231,6 +231,10 @@ static void start_side(struct side *f, uint16_t port)
 {
 	struct move *m = f->move;
 	char address[32];
+	/* Long by itself: a sanitized destination may take seconds for a write. */
+	uint64_t timeout_ms = m->peer_timeout_ms ? m->peer_timeout_ms : 30000;
+	if (f->peer_timeout_ms)
+		timeout_ms = f->peer_timeout_ms;
 	(void)snprintf(address, sizeof(address), "127.0.0.1:%u", port);
 	struct mf_session_params params = {
 		.size = sizeof(params),
@@ -243,7 +247,7 @@ static void start_side(struct side *f, uint16_t port)
 		.transport = "tcp",
 		.lanes = m->lanes,
 		.connect_timeout_ms = 5000,
-		.peer_timeout_ms = f->peer_timeout_ms ? f->peer_timeout_ms : m->peer_timeout_ms,
+		.peer_timeout_ms = timeout_ms,
 		.insecure = true,
 		.on_event = take_event,
 		.ctx = f,
