@@ -149,7 +149,7 @@ static void ask_and_leave(void *ctx, int port)
 static void a_question_that_nobody_waits_for(void **state)
 {
 	(void)state;
-	for (unsigned i = 0; i < 10; i++) {
+	for (unsigned i = 0; i < 3; i++) {
 		struct move m;
 		act_at(&m, MF_MODE_PRECOPY, WIRE_BODY(COMMIT), RELAY_CUT);
 		m.rule.hook = ask_and_leave;
