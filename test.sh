@@ -143,7 +143,7 @@ other_debian() {
 	exec {lock}>"$root.lock" # the root is shared by all clones
 	flock "$lock"
 	[ -d "$root" ] || retry make_root || return
-	cp -L /etc/resolv.conf "$root/etc/resolv.conf"
+	cp -L /etc/resolv.conf /etc/hosts "$root/etc/" # names are this host's, localhost among them
 	if [ "${needed[*]}" != "$(cat "$root/etc/memferry-packages" 2>/dev/null)" ]; then
 		echo "installing there: ${needed[*]}"
 		retry in_root apt-get -qq update &&
