@@ -236,6 +236,19 @@ static void show_round(struct mf_session *s, const Mf__Wire__RoundInfo *w)
 	eng_emit_round(s, &round);
 }
 
+static int drop_lane(struct mf_session *s, uint32_t lane, struct mf_error *err)
+{
+	Mf__Wire__LaneGone body = MF__WIRE__LANE_GONE__INIT;
+	wire_msg msg = WIRE_INIT;
+	int r = eng_lane_drop(s, lane, err);
+	if (r < 0)
+		return r;
+	msg.body_case = WIRE_BODY(LANE_GONE);
+	msg.lane_gone = &body;
+	body.lane = lane;
+	return eng_send(s, &msg, err);
+}
+
 static int wait_for_switchover(struct mf_session *s, wire_msg **ret, struct mf_error *err)
 {
 	if (s->report.mode != MF_MODE_COLD && s->report.mode != MF_MODE_POSTCOPY)
@@ -252,13 +265,16 @@ static int wait_for_switchover(struct mf_session *s, wire_msg **ret, struct mf_e
 			*ret = msg;
 			return 0;
 		}
-		bool known = msg->body_case == WIRE_BODY(ROUND);
-		if (known)
+		if (msg->body_case == WIRE_BODY(ROUND))
 			show_round(s, msg->round);
+		else if (msg->body_case == WIRE_BODY(LANE_LOST))
+			r = drop_lane(s, msg->lane_lost->lane, err);
+		else
+			r = base_error(err, -MF_EPEER, MF_SCOPE_SESSION,
+				       "the source said '%s' out of turn", wire_msg_name(msg));
 		wire_msg_free(msg);
-		if (!known)
-			return base_error(err, -MF_EPEER, MF_SCOPE_SESSION,
-					  "the source said something out of turn");
+		if (r < 0)
+			return r;
 	}
 }
 

@@ -111,7 +111,9 @@ struct eng_lane {
 
 	_Atomic(struct eng_job *) job;
 	_Atomic bool stop;
+	_Atomic bool drop; /* the peer has lost it: shut it down */
 	_Atomic int failure;
+	bool fenced;           /* session thread, source: the destination knows of the failure */
 	struct mf_error error; /* of the failure; read after the job ended */
 
 	/* the thread's own */
@@ -253,6 +255,8 @@ int eng_lanes_failure(struct mf_session *s, struct mf_error *err);
 /* Any thread.  A failed lane's thread sleeps on sleep_fd, and takes the wake-up from there. */
 void eng_lane_wake(struct eng_lane *lane);
 void eng_lane_take_wake(struct eng_lane *lane);
+/* Makes the lane fail, for good and before it returns; no byte that the peer writes through it lands after that. */
+int eng_lane_drop(struct mf_session *s, uint32_t lane, struct mf_error *err);
 /* After tp_lane_shutdown(): the next completions of what is in flight, waited for; 0: there are none any more.  The
  * caller counts them. */
 int eng_lane_reap_rest(struct eng_lane *lane, struct tp_wc *wc, unsigned n);

@@ -43,6 +43,7 @@ static void fail_lane(struct eng_lane *lane, int code)
 	base_error_sys(&lane->error, code, MF_SCOPE_LANE, "lane %u", lane->id);
 	/* release: pairs with the acquire in eng_lanes_failure; the record is written first */
 	atomic_store_explicit(&lane->failure, code, memory_order_release);
+	poke(lane->session->event_fd);
 }
 
 static void run_job(struct eng_lane *lane, struct eng_job *job)
@@ -85,6 +86,11 @@ static void *lane_main(void *arg)
 				eng_lane_take_wake(lane);
 			continue;
 		}
+		if (atomic_load_explicit(&lane->drop, memory_order_relaxed)) {
+			tp_lane_shutdown(lane->tp);
+			fail_lane(lane, -ECONNRESET);
+			continue;
+		}
 		struct tp_wc wc;
 		int r = tp_lane_poll(lane->tp, &wc, 1);
 		assert(r <= 0 || lane->in_flight == 0); /* a job reaps all that it posts */
@@ -113,6 +119,15 @@ int eng_lanes_init(struct mf_session *s, uint32_t n_bulk, struct mf_error *err)
 	if (r < 0)
 		return r;
 	tp_domain_limits(l->domain, &l->limits);
+	for (uint32_t i = 0; i < s->memory.n; i++) {
+		uint64_t op =
+			eng_op_pages(&s->memory.region[i]) * s->memory.region[i].desc.page_size;
+		if (op > l->limits.max_op || l->limits.depth < 4 * ENG_CHUNKS_UNFLUSHED)
+			return base_error(err, -MF_EREFUSED, MF_SCOPE_SESSION,
+					  "%s cannot carry operations of %llu bytes, %u at a time",
+					  s->tp->kind, (unsigned long long)op,
+					  4 * ENG_CHUNKS_UNFLUSHED);
+	}
 	l->lane = calloc(n_bulk + 1, sizeof(*l->lane));
 	if (!l->lane)
 		return base_error(err, -ENOMEM, MF_SCOPE_HOST, "out of memory");
@@ -185,6 +200,25 @@ void eng_lane_take_wake(struct eng_lane *lane)
 {
 	uint64_t n;
 	(void)!read(lane->sleep_fd, &n, sizeof(n));
+}
+
+int eng_lane_drop(struct mf_session *s, uint32_t id, struct mf_error *err)
+{
+	uint64_t deadline = eng_timeout(s);
+	if (id >= s->lanes.n)
+		return base_error(err, -MF_EPEER, MF_SCOPE_SESSION,
+				  "the other host lost a lane that there is not");
+	struct eng_lane *lane = &s->lanes.lane[id];
+	atomic_store_explicit(&lane->drop, true, memory_order_relaxed);
+	eng_lane_wake(lane);
+	/* acquire: pairs with fail_lane, which comes after the shutdown */
+	while (!atomic_load_explicit(&lane->failure, memory_order_acquire)) {
+		if (base_now_us() >= deadline)
+			return base_error(err, -ETIMEDOUT, MF_SCOPE_SESSION,
+					  "lane %u could not be shut down", id);
+		eng_sleep(s, deadline);
+	}
+	return 0;
 }
 
 int eng_lane_reap_rest(struct eng_lane *lane, struct tp_wc *wc, unsigned n)

@@ -298,6 +298,43 @@ static int tell_round(struct mf_session *s, const struct mf_round *round, struct
 	return eng_send(s, &msg, err);
 }
 
+/* Bytes of a lost lane may wait in the destination's socket; landing later, they would undo a page that another lane
+ * wrote again.  So the destination ends the lane before anything is written again. */
+static int fence_lost_lanes(struct mf_session *s, struct mf_error *err)
+{
+	for (uint32_t i = 0; i < s->lanes.n_bulk; i++) {
+		struct eng_lane *lane = &s->lanes.lane[i];
+		if (lane->fenced || !atomic_load_explicit(&lane->failure, memory_order_acquire))
+			continue;
+		Mf__Wire__LaneLost body = MF__WIRE__LANE_LOST__INIT;
+		wire_msg msg = WIRE_INIT, *answer;
+		msg.body_case = WIRE_BODY(LANE_LOST);
+		msg.lane_lost = &body;
+		body.lane = i;
+		int r = eng_send(s, &msg, err);
+		if (r == 0)
+			r = eng_expect(s, WIRE_BODY(LANE_GONE), eng_timeout(s), &answer, err);
+		if (r < 0)
+			return r;
+		lane->fenced = answer->lane_gone->lane == i;
+		wire_msg_free(answer);
+		if (!lane->fenced)
+			return base_error(err, -MF_EPEER, MF_SCOPE_SESSION,
+					  "the destination ended another lane than was lost");
+		eng_emit(s, MF_EVENT_NOTICE, "lane %u was lost; going on over the others", i);
+	}
+	return 0;
+}
+
+/* The end of a round or a pass: 0 while there is a lane to go on with. */
+static int wait_round(struct mf_session *s, struct eng_round *round, struct mf_error *err)
+{
+	int r = eng_wait_job(s, &round->job, err);
+	if (r == 0 && !eng_lanes_alive(s, ENG_BULK))
+		r = eng_lanes_failure(s, err);
+	return r < 0 ? r : fence_lost_lanes(s, err);
+}
+
 /* Writes all that is to do; the guest may run.  *ret is complete but for dirty_pages. */
 static int write_all(struct mf_session *s, uint32_t n, struct mf_round *ret, uint64_t *ret_us,
 		     struct mf_error *err)
@@ -306,9 +343,7 @@ static int write_all(struct mf_session *s, uint32_t n, struct mf_round *ret, uin
 	uint64_t start = base_now_us();
 	*ret = (struct mf_round){ .n = n };
 	eng_round_start(s, &round, n, n == 1);
-	int r = eng_wait_job(s, &round.job, err);
-	if (r == 0 && !eng_lanes_alive(s, ENG_BULK))
-		r = eng_lanes_failure(s, err);
+	int r = wait_round(s, &round, err);
 	*ret_us = base_now_us() - start;
 	ret->ms = *ret_us / 1000;
 	ret->pages = atomic_load_explicit(&round.pages, memory_order_relaxed);
@@ -456,11 +491,9 @@ static int last_pass(struct mf_session *s, struct mf_error *err)
 		struct eng_round pass;
 		eng_round_start(s, &pass, round.n, is_first && !round.pages);
 		int saved = s->device.complete ? 0 : save_device(s, err);
-		r = eng_wait_job(s, &pass.job, err);
+		r = wait_round(s, &pass, err);
 		if (saved < 0)
 			r = saved;
-		if (r == 0 && !eng_lanes_alive(s, ENG_BULK))
-			r = eng_lanes_failure(s, err);
 		round.pages += atomic_load_explicit(&pass.pages, memory_order_relaxed);
 		round.zero_pages += atomic_load_explicit(&pass.zero_pages, memory_order_relaxed);
 		round.bytes += atomic_load_explicit(&pass.bytes, memory_order_relaxed);
@@ -593,9 +626,15 @@ static int resolve_doubt(struct mf_session *s, struct mf_error *err)
 	/* It answers when it knows that this channel is over. */
 	eng_hang_up(s);
 	switch (eng_query_peer(s, eng_doubt_deadline(s))) {
-	case MF__WIRE__ANSWER__STATE__OWNER:
 	case MF__WIRE__ANSWER__STATE__COMPLETE:
 		return 0;
+	case MF__WIRE__ANSWER__STATE__OWNER:
+		ops(s)->commit(hv(s));
+		eng_set_state(s, ENG_PAUSED);
+		return base_error(
+			err, -MF_EPAUSED, MF_SCOPE_SESSION,
+			"the guest belongs to the destination, which could not finish the move; "
+			"this host keeps its memory and its paused monitor: look there");
 	case MF__WIRE__ANSWER__STATE__ABORTED:
 		return base_error(err, -MF_EPEER, MF_SCOPE_SESSION,
 				  "the destination gave up before the commit reached it");
@@ -611,7 +650,6 @@ static int resolve_doubt(struct mf_session *s, struct mf_error *err)
 
 static int source_handoff(struct mf_session *s, bool postcopy, bool *ret_lost, struct mf_error *err)
 {
-	*ret_lost = false;
 	int r = eng_check_cancel(s, err);
 	if (r == 0)
 		r = eng_record_write(s, "committed", err);
@@ -633,7 +671,7 @@ static int source_handoff(struct mf_session *s, bool postcopy, bool *ret_lost, s
 	}
 	s->report.downtime_ms = (base_now_us() - s->stopped_us + 999) / 1000;
 	ops(s)->commit(hv(s));
-	eng_set_state(s, postcopy ? ENG_POSTCOPY : ENG_FINISHING);
+	eng_set_state(s, postcopy && !*ret_lost ? ENG_POSTCOPY : ENG_FINISHING);
 	return 0;
 }
 
@@ -767,6 +805,6 @@ int eng_source_run(struct mf_session *s, struct mf_error *err)
 	if (r == 0)
 		r = source_handoff(s, postcopy, &lost, err);
 	if (r < 0)
-		return s->state == ENG_IN_DOUBT ? r : source_fail(s, r, err);
+		return eng_state_is_end(s->state) ? r : source_fail(s, r, err);
 	return source_finish(s, lost, err);
 }

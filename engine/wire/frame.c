@@ -138,6 +138,8 @@ static bool body_ok(const wire_msg *m)
 	case WIRE_BODY(PING):
 	case WIRE_BODY(ANSWER):
 	case WIRE_BODY(PULL):
+	case WIRE_BODY(LANE_LOST):
+	case WIRE_BODY(LANE_GONE):
 		return true;
 	default:
 		return false;

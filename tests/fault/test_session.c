@@ -315,14 +315,11 @@ static void a_resume_that_fails(void **state)
 	move_expect(&m, PAUSED);
 
 	move_init(&m);
+	/* Every page is there, but nobody has seen the guest run: the source does not end its own. */
 	m.mode = MF_MODE_COLD;
 	m.peer_timeout_ms = 2000;
 	DESTINATION->fail = STEP_RESUME;
-	move_run(&m);
-	assert_int_equal(DESTINATION->report.outcome, MF_OUTCOME_PAUSED);
-	assert_int_equal(SOURCE->report.outcome, MF_OUTCOME_COMPLETED);
-	assert_int_equal(DESTINATION->resumed, 0);
-	move_close(&m);
+	move_expect(&m, PAUSED);
 }
 
 /* ---- people ---- */
