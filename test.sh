@@ -48,11 +48,21 @@ mkdir -p build
 tally=$PWD/build/tally
 : >"$tally"
 failed_stages=()
-huge_pages=/proc/sys/vm/nr_hugepages
-huge_pages_before=$(cat $huge_pages)
+# A few, for tests of guests on huge pages; given back at the end.  Where the kernel has none to
+# give, those tests skip.  Tests that ask for more of them take this lock, and so does this.
+huge_pages=/proc/sys/vm/nr_hugepages huge_pages_before=''
+with_huge_pages() {
+	(flock 9 && "$@") 9>>/tmp/memferry-test-hugepages.lock 2>/dev/null
+}
+reserve_huge_pages() {
+	[ "$(cat $huge_pages)" -ge 64 ] || { cat $huge_pages && echo 64 >$huge_pages; }
+}
+give_back_huge_pages() {
+	echo "$huge_pages_before" >$huge_pages
+}
 
 clean_up() {
-	[ "$(cat $huge_pages)" = "$huge_pages_before" ] || echo "$huge_pages_before" >$huge_pages
+	[ -z "$huge_pages_before" ] || with_huge_pages give_back_huge_pages
 	# Files made by root in a user's clone would be in that user's way.
 	[ -z "${SUDO_UID-}" ] || chown -R "$SUDO_UID:$SUDO_GID" build
 }
@@ -161,9 +171,7 @@ other_debian() {
 	return $status
 }
 
-# A few, for tests of guests on huge pages; given back at the end.  Where the kernel has none to
-# give, those tests skip.
-[ "$huge_pages_before" -ge 64 ] || { echo 64 >$huge_pages; } 2>/dev/null
+huge_pages_before=$(with_huge_pages reserve_huge_pages)
 
 if [ -n "$inside" ]; then
 	run release -L '^(unit|conf.*)$'
