@@ -287,18 +287,26 @@ int qemu_save_state(struct qemu *hv, mf_state_write_fn write, void *ctx, struct 
 	header[8] = HEADER_VERSION;
 	header[9] = hv->was_running ? FLAG_RAN : 0;
 	int r = reserve_head(hv, PUMP_BYTES, err);
+	/* Only sent: QEMU may fill the stream, holding the lock that the answer needs, before it answers. */
 	if (r >= 0)
-		r = qemu_command(hv, "migrate-continue",
-				 json_pack("{s:s}", "state", "pre-switchover"), NULL, err);
+		r = qmp_send(hv->qmp, "migrate-continue",
+			     json_pack("{s:s}", "state", "pre-switchover"), -1,
+			     base_deadline_ms(QEMU_COMMAND_MS), err);
 	if (r >= 0)
 		r = hand_on(write, ctx, header, sizeof(header), err);
 	if (r >= 0)
 		r = hand_on(write, ctx, hv->head, hv->head_len, err);
 	hv->head_len = 0;
-	bool is_ended = false;
-	while (r >= 0 && !is_ended) {
+	bool is_ended = false, is_answered = false;
+	while (r >= 0 && !(is_ended && is_answered)) {
 		short stream = 0;
-		r = wait_any(hv, POLLIN, base_deadline_ms(QEMU_STATE_MS), &stream, err);
+		if (!is_answered && qmp_has_reply(hv->qmp)) {
+			is_answered = true;
+			r = qmp_wait_reply(hv->qmp, 0, NULL, err);
+			continue;
+		}
+		r = wait_any(hv, is_ended ? 0 : POLLIN, base_deadline_ms(QEMU_STATE_MS), &stream,
+			     err);
 		if (r < 0 || !stream)
 			continue;
 		ssize_t n = recv(hv->stream, hv->head, hv->head_cap, MSG_DONTWAIT);

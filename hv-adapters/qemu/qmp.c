@@ -306,6 +306,11 @@ int qmp_wait_reply(struct qmp *q, uint64_t deadline_us, json_t **ret, struct mf_
 	return r;
 }
 
+bool qmp_has_reply(const struct qmp *q)
+{
+	return q->reply;
+}
+
 int qmp_execute(struct qmp *q, const char *command, json_t *args, int fd, uint64_t deadline_us,
 		json_t **ret, struct mf_error *err)
 {

@@ -53,6 +53,8 @@ int qmp_execute(struct qmp *q, const char *command, json_t *args, int fd, uint64
 int qmp_send(struct qmp *q, const char *command, json_t *args, int fd, uint64_t deadline_us,
 	     struct mf_error *err);
 int qmp_wait_reply(struct qmp *q, uint64_t deadline_us, json_t **ret, struct mf_error *err);
+/* qmp_pump() has taken the answer in: qmp_wait_reply() will not wait. */
+bool qmp_has_reply(const struct qmp *q);
 
 /* Takes in what has arrived, without waiting. */
 int qmp_pump(struct qmp *q, struct mf_error *err);
