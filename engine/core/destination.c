@@ -73,6 +73,17 @@ static int welcome(struct mf_session *s, struct mf_error *err)
 	return r;
 }
 
+/* Libraries behind transports look the host over when first used, libfabric for 0.1 s: not while a move waits. */
+static void warm_transports(void)
+{
+	const struct tp_domain_params params = { .depth = 1 };
+	for (const struct tp_ops *const *t = tp_backends(); *t; t++) {
+		struct tp_domain *domain;
+		if (tp_domain_open(*t, &params, &domain, NULL) == 0)
+			tp_domain_close(domain);
+	}
+}
+
 static int wait_for_source(struct mf_session *s, struct mf_error *err)
 {
 	char address[MF_ADDRESS_MAX];
@@ -569,6 +580,7 @@ int eng_destination_run(struct mf_session *s, struct mf_error *err)
 	wire_msg *msg;
 	int r = ops(s)->describe(hv(s), &s->guest, err);
 	eng_set_state(s, ENG_CONNECT);
+	warm_transports();
 	while (r == 0) {
 		r = wait_for_source(s, err);
 		if (r == 0)

@@ -62,7 +62,7 @@ static void run_job(struct eng_lane *lane, struct eng_job *job)
 /* Urgent before bulk, where CPUs are few: a fault waits for nobody's bulk. */
 static void set_priority(const struct eng_lane *lane)
 {
-	(void)setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), lane->urgent ? -15 : 5);
+	(void)setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), lane->urgent ? -15 : 0);
 }
 
 static void *lane_main(void *arg)

@@ -181,10 +181,6 @@ static int source_prepare(struct mf_session *s, struct mf_error *err)
 	int r = ops(s)->prepare(hv(s), MF_SOURCE, err);
 	if (r == 0)
 		r = eng_memory_map(s, err);
-	if (r == 0)
-		r = eng_lanes_init(s, s->params.lanes, err);
-	if (r == 0)
-		r = eng_memory_register(s, TP_LOCAL, err);
 	if (r < 0)
 		return r;
 
@@ -195,6 +191,11 @@ static int source_prepare(struct mf_session *s, struct mf_error *err)
 	body.token.data = s->token;
 	body.token.len = sizeof(s->token);
 	r = eng_send(s, &msg, err);
+	/* While the destination does the same. */
+	if (r == 0)
+		r = eng_lanes_init(s, s->params.lanes, err);
+	if (r == 0)
+		r = eng_memory_register(s, TP_LOCAL, err);
 	/* Emptying a large guest's RAM there takes its time. */
 	if (r == 0)
 		r = eng_expect(s, WIRE_BODY(PREPARED), base_deadline_ms(120000), &answer, err);
