@@ -44,6 +44,9 @@ int eng_memory_map(struct mf_session *s, struct mf_error *err)
 			return code;
 		m->bytes += r->desc.size;
 	}
+	pthread_mutex_lock(&s->progress_lock);
+	s->progress.total_bytes = m->bytes;
+	pthread_mutex_unlock(&s->progress_lock);
 	return 0;
 }
 

@@ -236,6 +236,22 @@ class Guests(Move):
             self.assert_one_sentence(send)
             self.assertEqual(source.status(), "paused")
 
+    def test_guest_with_direct_io_is_held_for_each_collect(self):
+        """What a disk reads past the page tables has landed when writes are collected between rounds."""
+        disk = Path(self.directory, "disk")
+        disk.write_bytes(bytes(MIB))
+        drive = f"file={disk},if=none,id=disk,format=raw,cache=none,file.locking=off"
+        source, destination = self.pair(ram=(Ram(96 * MIB),), guest="hot=8M rate=32M", extra=("-drive", drive))
+
+        def watch(send):
+            for _ in range(2):
+                source.monitor().wait_event("STOP")
+                source.monitor().wait_event("RESUME")
+            self.tell("cutover")
+
+        send, _ = self.move(source, destination, "--mode", "warm", *FULL, after_start=watch)
+        self.assertIn("direct I/O", [finding["subject"] for finding in send["findings"]])
+
     def test_back_and_forth(self):
         """The guest that came moves on to a third QEMU."""
         options = {"ram": (Ram(96 * MIB),), "guest": "hot=8M"}
