@@ -20,16 +20,6 @@ struct plan {
 	struct eng_pull *pull;
 };
 
-static const struct mf_adapter_ops *ops(const struct mf_session *s)
-{
-	return s->params.guest.ops;
-}
-
-static void *hv(const struct mf_session *s)
-{
-	return s->params.guest.hv;
-}
-
 /* ---- connect ---- */
 
 static int refuse_version(struct mf_session *s, const Mf__Wire__Hello *h, struct mf_error *err)
@@ -221,7 +211,7 @@ static int destination_prepare(struct mf_session *s, struct mf_error *err)
 		return base_error(err, -MF_EPEER, MF_SCOPE_SESSION,
 				  "the source asked for lanes that were not agreed on");
 	s->prepared = true;
-	r = ops(s)->prepare(hv(s), MF_DESTINATION, err);
+	r = eng_ops(s)->prepare(eng_hv(s), MF_DESTINATION, err);
 	if (r == 0)
 		r = eng_memory_map(s, err);
 	if (r == 0)
@@ -416,7 +406,7 @@ static int destination_switchover(struct mf_session *s, struct plan *plan, wire_
 	if (r == 0 && plan->postcopy)
 		r = eng_pull_start(s, &plan->pull, err);
 	if (r == 0)
-		r = ops(s)->load_state(hv(s), read_state, s, err);
+		r = eng_ops(s)->load_state(eng_hv(s), read_state, s, err);
 	if (r == 0 && plan->pull && !eng_lanes_alive(s, ENG_URGENT))
 		r = eng_lanes_failure(s, err);
 	if (r < 0)
@@ -442,7 +432,7 @@ static int destination_handoff(struct mf_session *s, const struct plan *plan, st
 		return r;
 	eng_set_state(s, ENG_COMMITTED);
 	struct mf_error why = { 0 };
-	r = ops(s)->resume(hv(s), &why);
+	r = eng_ops(s)->resume(eng_hv(s), &why);
 	if (r < 0) {
 		/* Ours all the same: the source must not run it.  Somebody has to look. */
 		if (plan->pull)
@@ -518,7 +508,7 @@ static int destination_finish(struct mf_session *s, struct plan *plan, struct mf
 	eng_record_remove(s);
 	eng_set_state(s, ENG_COMPLETED);
 	struct mf_finding found = { 0 };
-	if (ops(s)->self_check && ops(s)->self_check(hv(s), &found) > 0)
+	if (eng_ops(s)->self_check && eng_ops(s)->self_check(eng_hv(s), &found) > 0)
 		eng_finding(s, found.verdict, found.subject, "%s", found.detail);
 	if (found.verdict == MF_REFUSE)
 		return base_error(err, -MF_EINTEGRITY, MF_SCOPE_SESSION, "%s", found.detail);
@@ -544,7 +534,7 @@ static int destination_fail(struct mf_session *s, struct plan *plan, int code, s
 	if (plan->pull)
 		eng_pull_abandon(s, plan->pull);
 	if (s->prepared)
-		(void)ops(s)->abort(hv(s), NULL);
+		(void)eng_ops(s)->abort(eng_hv(s), NULL);
 	eng_set_state(s, ENG_ABORTED);
 	if (was_ready) {
 		eng_answer_queries(s, MF__WIRE__ANSWER__STATE__ABORTED);
@@ -578,7 +568,7 @@ int eng_destination_run(struct mf_session *s, struct mf_error *err)
 {
 	struct plan plan = { 0 };
 	wire_msg *msg;
-	int r = ops(s)->describe(hv(s), &s->guest, err);
+	int r = eng_ops(s)->describe(eng_hv(s), &s->guest, err);
 	eng_set_state(s, ENG_CONNECT);
 	warm_transports();
 	while (r == 0) {

@@ -180,6 +180,16 @@ struct mf_session {
 	_Atomic uint64_t not_before_us; /* bandwidth limit: when the next byte may go */
 };
 
+static inline const struct mf_adapter_ops *eng_ops(const struct mf_session *s)
+{
+	return s->params.guest.ops;
+}
+
+static inline void *eng_hv(const struct mf_session *s)
+{
+	return s->params.guest.hv;
+}
+
 /* state.c */
 void eng_set_state(struct mf_session *s, enum eng_state to);
 bool eng_state_may_follow(enum eng_state from, enum eng_state to);

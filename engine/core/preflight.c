@@ -134,7 +134,7 @@ static void check_kernel(struct mf_session *s)
 			eng_finding(s, needs_tracker ? MF_REFUSE : MF_WARN, "write tracking",
 				    "%s%s", why.msg,
 				    needs_tracker ? "; --mode postcopy or cold needs none" : "");
-		const struct mf_adapter_ops *ops = s->params.guest.ops;
+		const struct mf_adapter_ops *ops = eng_ops(s);
 		bool can_hold = ops->hold && ops->let_go;
 		if (needs_tracker && s->guest.flags & MF_GUEST_PINS_RAM && !can_hold)
 			eng_finding(s, MF_REFUSE, "direct I/O",

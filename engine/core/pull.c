@@ -548,8 +548,6 @@ static void release(struct eng_pull *p)
 
 int eng_pull_start(struct mf_session *s, struct eng_pull **ret, struct mf_error *err)
 {
-	const struct mf_adapter_ops *ops = s->params.guest.ops;
-	void *hv = s->params.guest.hv;
 	struct eng_pull *p = calloc(1, sizeof(*p));
 	if (!p)
 		return base_error(err, -ENOMEM, MF_SCOPE_SESSION, "out of memory");
@@ -567,7 +565,7 @@ int eng_pull_start(struct mf_session *s, struct eng_pull **ret, struct mf_error 
 	atomic_store_explicit(&p->left, p->total, memory_order_relaxed);
 	int r = map_present(p, err);
 	if (r == 0)
-		r = ops->open_userfaultfd(hv, &s->pager_uffd, err);
+		r = eng_ops(s)->open_userfaultfd(eng_hv(s), &s->pager_uffd, err);
 	if (r < 0)
 		return r;
 	struct pgr_params params = {
@@ -578,7 +576,7 @@ int eng_pull_start(struct mf_session *s, struct eng_pull **ret, struct mf_error 
 		r = arm(p, err);
 	/* After arming: what is forgotten now faults on its next touch, without a gap. */
 	if (r == 0)
-		r = ops->forget_ram(hv, err);
+		r = eng_ops(s)->forget_ram(eng_hv(s), err);
 	if (r < 0)
 		return r;
 	p->fault_job.run = serve_faults;
@@ -663,7 +661,7 @@ void eng_pull_finish(struct mf_session *s, struct eng_pull *p)
 	pgr_disarm(s->pager);
 	(void)unlink(p->present_path);
 	release(p);
-	s->params.guest.ops->close_userfaultfds(s->params.guest.hv);
+	eng_ops(s)->close_userfaultfds(eng_hv(s));
 }
 
 void eng_pull_abandon(struct mf_session *s, struct eng_pull *p)
@@ -673,7 +671,7 @@ void eng_pull_abandon(struct mf_session *s, struct eng_pull *p)
 		pgr_disarm(s->pager);
 	(void)unlink(p->present_path);
 	release(p);
-	s->params.guest.ops->close_userfaultfds(s->params.guest.hv);
+	eng_ops(s)->close_userfaultfds(eng_hv(s));
 }
 
 void eng_pull_leave(struct mf_session *s, struct eng_pull *p)

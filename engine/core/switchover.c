@@ -1,0 +1,185 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* The source's switchover: the guest is paused, its last pages are written or handed over, its device state goes across. */
+#include <errno.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "core/source.h"
+
+#define STATE_PIECE      (256u << 10)
+#define RUNS_PER_MESSAGE 65536u
+
+static int keep_state(void *ctx, const void *bytes, size_t len)
+{
+	struct mf_session *s = ctx;
+	if (s->device.len + len > s->device.cap) {
+		size_t cap = (s->device.len + len) * 2;
+		uint8_t *more = realloc(s->device.bytes, cap);
+		if (!more)
+			return -ENOMEM;
+		s->device.bytes = more;
+		s->device.cap = cap;
+	}
+	memcpy(s->device.bytes + s->device.len, bytes, len);
+	s->device.len += len;
+	return 0;
+}
+
+static int save_device(struct mf_session *s, struct mf_error *err)
+{
+	int r = eng_ops(s)->save_state(eng_hv(s), keep_state, s, err);
+	s->device.complete = r == 0;
+	return r;
+}
+
+/* What the destination does not have, with the guest paused and its state saved: saving may write RAM. */
+static int find_rest(struct mf_session *s, struct mf_error *err)
+{
+	if (s->tracker)
+		return eng_collect(s, err);
+	uint64_t all = s->memory.bytes / ENG_PAGE;
+	eng_memory_seed(s);
+	s->report.pages_zero = all - eng_memory_todo_bytes(s) / ENG_PAGE;
+	return 0;
+}
+
+/* The guest is paused.  Where writes are tracked, pages go out while the device state is saved, and what saving wrote is
+ * collected after it; else (cold) it is saved first. */
+static int last_pass(struct mf_session *s, struct mf_error *err)
+{
+	struct mf_round round = { .n = s->report.n_rounds + 1 };
+	uint64_t start = base_now_us();
+	bool is_first = !s->report.n_rounds;
+	int r = s->tracker ? 0 : save_device(s, err);
+	if (r == 0)
+		r = find_rest(s, err);
+	while (r == 0 && (!s->device.complete || eng_memory_count_todo(s))) {
+		struct eng_round pass;
+		eng_round_start(s, &pass, round.n, is_first && !round.pages);
+		int saved = s->device.complete ? 0 : save_device(s, err);
+		r = eng_round_wait(s, &pass, err);
+		if (saved < 0)
+			r = saved;
+		round.pages += atomic_load_explicit(&pass.pages, memory_order_relaxed);
+		round.zero_pages += atomic_load_explicit(&pass.zero_pages, memory_order_relaxed);
+		round.bytes += atomic_load_explicit(&pass.bytes, memory_order_relaxed);
+		if (r == 0 && s->tracker)
+			r = eng_collect(s, err);
+	}
+	if (r < 0)
+		return r;
+	round.ms = (base_now_us() - start) / 1000;
+	s->report.bytes_written += round.bytes;
+	if (!is_first)
+		s->report.pages_resent += round.pages;
+	return eng_round_end(s, &round, err);
+}
+
+static int send_bitmap(struct mf_session *s, uint32_t region, struct mf_error *err)
+{
+	const struct eng_region *r = &s->memory.region[region];
+	base_autofree uint64_t *runs = malloc(RUNS_PER_MESSAGE * 8);
+	if (!runs)
+		return base_error(err, -ENOMEM, MF_SCOPE_SESSION, "out of memory");
+	uint64_t at = 0;
+	struct extent e;
+	bool more = bitmap_next_extent(r->todo, 0, r->pages, r->pages, &e);
+	while (more) {
+		Mf__Wire__Bitmap body = MF__WIRE__BITMAP__INIT;
+		wire_msg msg = WIRE_INIT;
+		msg.body_case = WIRE_BODY(BITMAP);
+		msg.bitmap = &body;
+		body.region = region;
+		body.first = at;
+		body.runs = runs;
+		while (more && body.n_runs < RUNS_PER_MESSAGE) {
+			runs[body.n_runs++] = e.first - at;
+			runs[body.n_runs++] = e.n;
+			at = e.first + e.n;
+			more = bitmap_next_extent(r->todo, at, r->pages, r->pages, &e);
+		}
+		int code = eng_send(s, &msg, err);
+		if (code < 0)
+			return code;
+	}
+	return 0;
+}
+
+static int send_state(struct mf_session *s, struct mf_error *err)
+{
+	for (size_t at = 0;;) {
+		Mf__Wire__State body = MF__WIRE__STATE__INIT;
+		wire_msg msg = WIRE_INIT;
+		size_t left = s->device.len - at;
+		msg.body_case = WIRE_BODY(STATE);
+		msg.state = &body;
+		body.data.data = s->device.bytes + at;
+		body.data.len = left < STATE_PIECE ? left : STATE_PIECE;
+		at += body.data.len;
+		body.last = at == s->device.len;
+		int r = eng_send(s, &msg, err);
+		if (r < 0 || body.last)
+			return r;
+	}
+}
+
+static int send_switchover(struct mf_session *s, bool postcopy, struct mf_error *err)
+{
+	Mf__Wire__Switchover body = MF__WIRE__SWITCHOVER__INIT;
+	wire_msg msg = WIRE_INIT;
+	int r = 0;
+	msg.body_case = WIRE_BODY(SWITCHOVER);
+	msg.switchover = &body;
+	body.postcopy = postcopy;
+	if (postcopy) {
+		body.missing_pages = eng_memory_count_todo(s);
+		if (eng_memory_to_wire(s, &body.regions, &body.n_regions) < 0)
+			return base_error(err, -ENOMEM, MF_SCOPE_SESSION, "out of memory");
+	}
+	body.paused_us_ago = base_now_us() - s->stopped_us;
+	r = eng_send(s, &msg, err);
+	eng_memory_wire_free(body.regions, body.n_regions);
+	for (uint32_t i = 0; postcopy && r == 0 && i < s->memory.n; i++)
+		r = send_bitmap(s, i, err);
+	if (r == 0 && s->params.verify == MF_VERIFY_FULL)
+		r = eng_verify_send(s, err);
+	return r < 0 ? r : send_state(s, err);
+}
+
+/* The source becomes memory to be read.  Without the urgent lane nobody could serve a fault. */
+static int offer_rest(struct mf_session *s, struct mf_error *err)
+{
+	int r = save_device(s, err);
+	if (r == 0)
+		r = find_rest(s, err);
+	if (r == 0 && !(eng_lanes_alive(s, ENG_URGENT) && eng_lanes_alive(s, ENG_BULK)))
+		r = eng_lanes_failure(s, err);
+	if (r < 0)
+		return r;
+	eng_memory_deregister(s);
+	return eng_memory_register(s, TP_REMOTE_READ, err);
+}
+
+int eng_source_switchover(struct mf_session *s, bool postcopy, struct mf_error *err)
+{
+	eng_set_state(s, ENG_SWITCHOVER);
+	int r = eng_ops(s)->pause(eng_hv(s), &s->stopped_us, err);
+	if (r == 0)
+		r = postcopy ? offer_rest(s, err) : last_pass(s, err);
+	if (r < 0)
+		return r;
+	r = send_switchover(s, postcopy, err);
+	if (r < 0)
+		return r;
+	wire_msg *msg;
+	/* The destination loads, and with --verify reads all its RAM. */
+	uint64_t limit =
+		base_deadline_ms(s->params.peer_timeout_ms + 30000 + s->memory.bytes / 100000);
+	r = eng_expect(s, WIRE_BODY(READY), limit, &msg, err);
+	if (r < 0)
+		return r;
+	wire_msg_free(msg);
+	eng_set_state(s, ENG_READY);
+	return 0;
+}
