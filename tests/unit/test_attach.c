@@ -448,7 +448,7 @@ static void wait_on_futex(struct stage *st)
 	st->error = errno;
 	if (st->result == 0) {
 		st->ready = 2;
-		st->result = syscall(SYS_futex, &st->word, FUTEX_WAIT, 1, &span, NULL, 0);
+		st->result = syscall(SYS_futex, &st->word, FUTEX_WAIT, 0, &span, NULL, 0);
 		st->error = errno;
 	}
 	_exit(st->ready == 2 && st->result == -1 && st->error == ETIMEDOUT ? 0 : 1);
@@ -461,7 +461,6 @@ static void futex_waits_on(void **state)
 	WAIT_UNTIL(t.st->ready && read_syscall(t.pid) == SYS_futex);
 	visit_times(&t, 50);
 	WAIT_UNTIL(read_syscall(t.pid) == SYS_futex);
-	t.st->word = 1;
 	WAIT_UNTIL(syscall(SYS_futex, &t.st->word, FUTEX_WAKE, 1, NULL, NULL, 0) == 1);
 	WAIT_UNTIL(t.st->ready == 2);
 	visit_until_end(&t);
