@@ -13,7 +13,7 @@
  * is not present may be read again, what is present must not.
  *
  * The urgent lane's thread serves faults and nothing else.  The bulk lanes fetch the rest, from where the last fault
- * was onwards, and step back while a fault is under way.
+ * was onwards.  They do not step back for faults: what they bring sooner is never faulted on at all.
  */
 #include <assert.h>
 #include <errno.h>
@@ -28,15 +28,16 @@
 #include "base/log.h"
 #include "core/engine.h"
 
-#define PULL_OP \
-	(256u << 10)    /* bytes of one background read: how long a fault may queue behind it */
-#define PULL_DEPTH   4u /* background reads in flight per lane */
+/* One background read: a page in its middle comes when all of it has. */
+#define PULL_OP (256u << 10)
+/* Background reads in flight per lane.  With few, the lane idles between them and the guest meets more missing
+ * pages; with many, a touched page that is on its way already waits longer for its turn. */
+#define PULL_DEPTH   8u
 #define ARM_GRANULE  (2u << 20)
 #define AROUND_PAGES 32u /* present pages mapped with the one that was touched */
 #define WAITING_MAX \
 	256u /* faults on pages that others fetch; beyond it only their latency is not counted */
-#define SPIN_US      60u /* faults come in streams: look this long before sleeping */
-#define STEP_BACK_US 500u
+#define SPIN_US 60u /* faults come in streams: look this long before sleeping */
 
 struct waiting {
 	uint32_t region;
@@ -59,10 +60,9 @@ struct eng_pull {
 	uint64_t total; /* ENG_PAGE units that were missing */
 	bool armed;
 
-	_Atomic uint64_t left;         /* ENG_PAGE units not present */
-	_Atomic uint64_t pulled;       /* ENG_PAGE units fetched */
-	_Atomic uint64_t hint;         /* region << 48 | page after the last fault */
-	_Atomic uint32_t urgent_reads; /* in flight */
+	_Atomic uint64_t left;   /* ENG_PAGE units not present */
+	_Atomic uint64_t pulled; /* ENG_PAGE units fetched */
+	_Atomic uint64_t hint;   /* region << 48 | page after the last fault */
 	_Atomic uint32_t n_waiting;
 	_Atomic int fate; /* enum fate; whoever leaves UNDECIDED decides */
 	_Atomic uint64_t verified, mismatches;
@@ -169,7 +169,6 @@ static int take_urgent(struct eng_pull *p, struct eng_lane *lane)
 	struct tp_wc wc[16];
 	int n = tp_lane_poll(lane->tp, wc, 16), failed = 0;
 	for (int i = 0; i < n; i++) {
-		atomic_fetch_sub_explicit(&p->urgent_reads, 1, memory_order_relaxed);
 		uint64_t seen_us = lane->ops[wc[i].cookie].seen_us;
 		int r = take_read(p, lane, &wc[i]);
 		if (r < 0)
@@ -224,7 +223,6 @@ static int serve_fault(struct eng_pull *p, struct eng_lane *lane, const struct p
 		give_back(p, &op);
 		return code;
 	}
-	atomic_fetch_add_explicit(&p->urgent_reads, 1, memory_order_relaxed);
 	uint64_t next = f->page + 1 < r->pages ? f->page + 1 : 0;
 	atomic_store_explicit(&p->hint, (uint64_t)f->range << 48 | next, memory_order_relaxed);
 	return 0;
@@ -308,7 +306,6 @@ static int serve_faults(struct eng_lane *lane, void *ctx)
 	if (r < 0) {
 		base_debug("fault service ended: %s", base_strerror(r));
 		drop_reads(p, lane);
-		atomic_store_explicit(&p->urgent_reads, 0, memory_order_relaxed);
 		/* Nobody serves any more.  Before the commit a guest that is loading must not hang: it never runs, so
 		 * what it finds does not matter.  After it faults wait. */
 		if (decide(p, GIVEN_UP)) {
@@ -397,22 +394,6 @@ static int take_bulk(struct puller *w, bool block)
 	}
 }
 
-/* While a fault is under way the link and the CPUs are its; but never for long. */
-static int step_back(struct puller *w)
-{
-	uint64_t until = base_now_us() + STEP_BACK_US;
-	while (atomic_load_explicit(&w->pull->urgent_reads, memory_order_relaxed) &&
-	       base_now_us() < until) {
-		int r = tp_lane_wait(w->lane->tp, until);
-		if (r < 0 && r != -ETIMEDOUT)
-			return r;
-		r = take_bulk(w, false);
-		if (r < 0)
-			return r;
-	}
-	return 0;
-}
-
 static int pull_missing(struct eng_lane *lane, void *ctx)
 {
 	struct eng_pull *p = ctx;
@@ -425,8 +406,6 @@ static int pull_missing(struct eng_lane *lane, void *ctx)
 		     &w.region, &w.page, &op.n);
 	while (r == 0 && !atomic_load_explicit(&p->bulk_job.stop, memory_order_relaxed)) {
 		r = lane->in_flight >= PULL_DEPTH ? take_bulk(&w, true) : take_bulk(&w, false);
-		if (r == 0)
-			r = step_back(&w);
 		if (r < 0 || lane->in_flight >= PULL_DEPTH)
 			continue;
 		if (!claim_next(&w, &op)) {
