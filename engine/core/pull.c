@@ -32,7 +32,7 @@
 #define PULL_OP (256u << 10)
 /* Background reads in flight per lane.  With few, the lane idles between them and the guest meets more missing
  * pages; with many, a touched page that is on its way already waits longer for its turn. */
-#define PULL_DEPTH   8u
+#define PULL_DEPTH   32u
 #define ARM_GRANULE  (2u << 20)
 #define AROUND_PAGES 32u /* present pages mapped with the one that was touched */
 #define WAITING_MAX \
