@@ -12,7 +12,6 @@
 #include <assert.h>
 #include <endian.h>
 #include <errno.h>
-#include <netdb.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -143,7 +142,7 @@ static int connect_to(struct fab_domain *domain, const struct sockaddr *dst,
 	struct fab_lane *lane;
 	char addr[TP_ADDR_MAX];
 
-	tp_fabric_format_addr(dst, addr, sizeof(addr));
+	tp_format_addr(dst, addr, sizeof(addr));
 	int ret = tp_fabric_getinfo((struct sockaddr *)&domain->local, dst, &info, err);
 	if (ret)
 		return ret;
@@ -182,7 +181,7 @@ int tp_fabric_connect(struct tp_domain *base, const char *addr, const uint8_t to
 	struct fab_lane *lane = NULL;
 	struct addrinfo *list;
 
-	int ret = tp_fabric_resolve(addr, "peer's address", false, &list, err);
+	int ret = tp_resolve_addr(addr, "peer's address", false, &list, err);
 	if (ret)
 		return ret;
 	/* A name may have several addresses, of which the peer listens on some. */

@@ -2,7 +2,6 @@
 /* Domains, memory, the table of lanes; and the backend's ops. */
 #include <assert.h>
 #include <errno.h>
-#include <netdb.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
@@ -19,23 +18,6 @@ static void free_domain(struct fab_domain *domain)
 	free(domain);
 }
 
-static int resolve_local(struct fab_domain *domain, const char *local, struct mf_error *err)
-{
-	struct addrinfo *list;
-
-	int ret = tp_fabric_resolve(local, "local address", true, &list, err);
-	if (ret)
-		return ret;
-	memcpy(&domain->local, list->ai_addr, list->ai_addrlen);
-	freeaddrinfo(list);
-	/* The host's part only: the port is the kernel's choice. */
-	if (domain->local.ss_family == AF_INET6)
-		((struct sockaddr_in6 *)&domain->local)->sin6_port = 0;
-	else
-		((struct sockaddr_in *)&domain->local)->sin_port = 0;
-	return 0;
-}
-
 static int domain_open(const struct tp_ops *ops, const struct tp_domain_params *params,
 		       struct tp_domain **ret_domain, struct mf_error *err)
 {
@@ -46,7 +28,7 @@ static int domain_open(const struct tp_ops *ops, const struct tp_domain_params *
 	domain->depth = params->depth < FAB_DEPTH_MAX ? params->depth : FAB_DEPTH_MAX;
 	(void)pthread_mutex_init(&domain->lock, NULL);
 
-	int ret = params->local ? resolve_local(domain, params->local, err) : 0;
+	int ret = params->local ? tp_resolve_local(params->local, &domain->local, err) : 0;
 	if (!ret)
 		ret = tp_fabric_getinfo((struct sockaddr *)&domain->local, NULL, &domain->info,
 					err);

@@ -10,7 +10,6 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <netdb.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -117,12 +116,12 @@ static int open_pep(struct fab_listener *listener, const struct sockaddr *src, s
 		ret = fi_getname(&listener->pep->fid, &name, &len);
 	fi_freeinfo(info);
 	if (ret) {
-		tp_fabric_format_addr(src, addr, sizeof(addr));
+		tp_format_addr(src, addr, sizeof(addr));
 		return tp_fabric_error(err, ret, MF_SCOPE_SESSION, "address %s: cannot listen",
 				       addr);
 	}
 	listener->port = port_of(&name);
-	tp_fabric_format_addr((struct sockaddr *)&name, listener->addr, sizeof(listener->addr));
+	tp_format_addr((struct sockaddr *)&name, listener->addr, sizeof(listener->addr));
 	return 0;
 }
 
@@ -131,7 +130,7 @@ int tp_fabric_listen(struct tp_domain *domain, const char *addr, struct tp_liste
 {
 	struct addrinfo *list;
 
-	int ret = tp_fabric_resolve(addr, "address to listen on", true, &list, err);
+	int ret = tp_resolve_addr(addr, "address to listen on", true, &list, err);
 	if (ret)
 		return ret;
 	struct fab_listener *listener = calloc(1, sizeof(*listener));

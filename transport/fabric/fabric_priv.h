@@ -37,6 +37,7 @@
 #include <rdma/fi_rma.h>
 
 #include "base/error.h"
+#include "transport/addr.h"
 #include "transport/transport.h"
 
 #define FAB_VERSION   FI_VERSION(1, 17)
@@ -109,8 +110,6 @@ struct fab_lane {
 	struct tp_lane_stats stats;
 };
 
-struct addrinfo;
-
 extern const struct tp_ops tp_fabric_ops;
 
 /* fabric_err.c */
@@ -128,10 +127,6 @@ ssize_t tp_fabric_eq_wait(struct fid_fabric *fabric, struct fid_eq *eq, int eq_f
 			  size_t *ret_len);
 
 /* fabric_addr.c */
-/* "host" or "host:port" as a list to be freed by freeaddrinfo(). */
-int tp_fabric_resolve(const char *addr, const char *what, bool passive, struct addrinfo **ret_list,
-		      struct mf_error *err);
-void tp_fabric_format_addr(const struct sockaddr *sa, char *ret, size_t cap);
 /* What to ask of fi_getinfo(); src and dst may be NULL.  Freed by fi_freeinfo(). */
 int tp_fabric_getinfo(const struct sockaddr *src, const struct sockaddr *dst,
 		      struct fi_info **ret_info, struct mf_error *err);
