@@ -35,6 +35,16 @@ if(NOT MF_WITH_FABRIC STREQUAL OFF)
 endif()
 message(STATUS "transport fabric: ${LIBFABRIC_FOUND} (libfabric ${LIBFABRIC_VERSION})")
 
+set(MF_WITH_VERBS AUTO CACHE STRING "RDMA over libibverbs and librdmacm: AUTO, ON or OFF")
+set_property(CACHE MF_WITH_VERBS PROPERTY STRINGS AUTO ON OFF)
+if(NOT MF_WITH_VERBS STREQUAL OFF)
+  pkg_check_modules(VERBS IMPORTED_TARGET libibverbs librdmacm>=1.3)
+  if(MF_WITH_VERBS STREQUAL ON AND NOT VERBS_FOUND)
+    message(FATAL_ERROR "MF_WITH_VERBS=ON, but libibverbs and librdmacm were not found")
+  endif()
+endif()
+message(STATUS "transport verbs: ${VERBS_FOUND} (librdmacm ${VERBS_librdmacm_VERSION})")
+
 add_library(mf_flags INTERFACE)
 target_compile_definitions(mf_flags INTERFACE _GNU_SOURCE MF_VERSION="${PROJECT_VERSION}")
 target_compile_options(mf_flags INTERFACE

@@ -5,11 +5,17 @@
 #include <assert.h>
 #include <string.h>
 
+#ifdef MF_HAVE_VERBS
+extern const struct tp_ops tp_verbs_ops;
+#endif
 #ifdef MF_HAVE_FABRIC
 extern const struct tp_ops tp_fabric_ops;
 #endif
 
 static const struct tp_ops *const backends[] = {
+#ifdef MF_HAVE_VERBS
+	&tp_verbs_ops,
+#endif
 #ifdef MF_HAVE_FABRIC
 	&tp_fabric_ops,
 #endif

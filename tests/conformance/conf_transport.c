@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * The laws of transport/transport.h, one test of each number and a few more where a law has
- * several sides.  conf_transport BACKEND [TEST]; BACKEND "faulty" is the fault injector with an empty plan.
+ * several sides.  conf_transport BACKEND [TEST]; BACKEND "faulty" is the fault injector with an
+ * empty plan.  $MEMFERRY_TEST_HOST is the address to use: for verbs, that of an RDMA device.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -45,6 +46,12 @@ static void open_rig(uint32_t depth, unsigned n_lanes, uint64_t bytes, uint32_t 
 
 	memset(&ledger, 0, sizeof(ledger));
 	rig_open(&rig, &params);
+}
+
+/* What is under TCP is a socket that anybody can open; what is not, is not. */
+static bool is_tcp(void)
+{
+	return !strcmp(ops->kind, "tcp");
 }
 
 static uint32_t depth_of(struct tp_domain *domain)
@@ -304,7 +311,8 @@ static void t5_a_watching_cpu_never_sees_less_than_was_flushed(void **state)
 	open_rig(16, 1, MIB, BOTH);
 	near_words = (uint64_t *)rig.near_mem;
 	assert_int_equal(pthread_create(&watcher.thread, NULL, watch, &watcher), 0);
-	for (uint64_t round = 1; round <= 300; round++) {
+	/* Below 256 a step changes one byte: devices may write a word bytewise. */
+	for (uint64_t round = 1; round <= 250; round++) {
 		for (uint64_t i = 0; i < watcher.n_words; i++)
 			near_words[i] = round;
 		for (unsigned i = 0; i < 4; i++) {
@@ -706,6 +714,8 @@ static void t10_strangers_do_not_hinder(void **state)
 	char junk[4096];
 
 	(void)state;
+	if (!is_tcp())
+		return; /* its own suite knows how to be a stranger: conf_verbs.c */
 	open_rig(8, 0, MIB, BOTH);
 	memset(junk, 0x5a, sizeof(junk));
 	start_acceptor(&acceptor, PATIENCE);
@@ -788,12 +798,40 @@ static void t11_a_silent_peer_is_an_error(void **state)
 	(void)state;
 	open_rig(8, 0, MIB, BOTH);
 	base_autofd fd = own_port(true, addr, sizeof(addr));
+	/* Without sockets: there is a listener, and nobody to accept. */
+	if (!is_tcp())
+		memcpy(addr, rig.addr, sizeof(addr));
 	uint64_t deadline = base_deadline_ms(300);
 	assert_int_equal(tp_connect(rig.near_domain, addr, rig.token, 0, deadline, &lane, &err),
 			 -ETIMEDOUT);
 	assert_true(base_now_us() >= deadline);
 	assert_null(lane);
 	assert_non_null(strstr(err.msg, addr));
+	rig_close(&rig);
+}
+
+static void *run_connector(void *arg)
+{
+	struct mf_error err = { 0 };
+	struct tp_lane *lane = NULL;
+
+	*(int *)arg = tp_connect(rig.near_domain, rig.addr, rig.token, 0, PATIENCE, &lane, &err);
+	return lane;
+}
+
+/* Whether the request comes before or after it, it is an answer. */
+static void close_listener_meanwhile(void)
+{
+	pthread_t thread;
+	void *lane;
+	int ret = 0;
+
+	assert_int_equal(pthread_create(&thread, NULL, run_connector, &ret), 0);
+	tp_listener_close(rig.listener);
+	rig.listener = NULL;
+	assert_int_equal(pthread_join(thread, &lane), 0);
+	assert_true(ret < 0 && ret != -ETIMEDOUT);
+	assert_null(lane);
 	rig_close(&rig);
 }
 
@@ -805,6 +843,10 @@ static void t11_a_closing_peer_is_an_error(void **state)
 
 	(void)state;
 	open_rig(8, 0, MIB, BOTH);
+	if (!is_tcp()) {
+		close_listener_meanwhile();
+		return;
+	}
 	base_autofd fd = own_port(true, addr, sizeof(addr));
 	pid_t child = fork();
 	assert_true(child >= 0);
@@ -829,17 +871,22 @@ static void t11_a_refused_port_is_named(void **state)
 	(void)state;
 	open_rig(8, 0, MIB, BOTH);
 	base_autofd fd = own_port(false, addr, sizeof(addr));
+	/* Port 1 is nobody's, and the kernel gives it to nobody. */
+	if (!is_tcp())
+		(void)snprintf(addr, sizeof(addr), "%s:1", rig_host());
 	assert_int_equal(tp_connect(rig.near_domain, addr, rig.token, 0, PATIENCE, &lane, &err),
 			 -ECONNREFUSED);
 	assert_null(lane);
 	assert_int_equal(err.code, -ECONNREFUSED);
 	assert_non_null(strstr(err.msg, addr));
 	/* A name is looked up, and each of its addresses tried. */
-	err = (struct mf_error){ 0 };
-	(void)snprintf(addr, sizeof(addr), "localhost:%s", strrchr(rig.addr, ':') + 1);
-	assert_int_equal(
-		tp_connect(rig.near_domain, addr, rig.token, 0, base_deadline_ms(200), &lane, &err),
-		-ETIMEDOUT); /* nobody accepts */
+	if (!strcmp(rig_host(), "127.0.0.1")) {
+		err = (struct mf_error){ 0 };
+		(void)snprintf(addr, sizeof(addr), "localhost:%s", strrchr(rig.addr, ':') + 1);
+		assert_int_equal(tp_connect(rig.near_domain, addr, rig.token, 0,
+					    base_deadline_ms(200), &lane, &err),
+				 -ETIMEDOUT); /* nobody accepts */
+	}
 	err = (struct mf_error){ 0 };
 	assert_true(tp_connect(rig.near_domain, "no.such.host.invalid:7741", rig.token, 0, PATIENCE,
 			       &lane, &err) < 0);
@@ -881,19 +928,21 @@ static void full_read(int fd, void *to, size_t len)
 /* Admits one lane, serves it if told to, and otherwise holds still until it is killed. */
 static void be_far(int out, const uint8_t *token, bool serve)
 {
-	struct tp_domain_params params = { .local = "127.0.0.1", .depth = 16 };
+	struct tp_domain_params params = { .local = rig_host(), .depth = 16 };
 	struct tp_domain *domain;
 	struct tp_listener *listener;
 	struct tp_lane *lane;
 	struct tp_mr *mr;
 	struct far_process self = { 0 };
 	struct tp_wc wc[16];
+	char any_port[TP_ADDR_MAX];
 
 	(void)prctl(PR_SET_PDEATHSIG, SIGKILL);
+	(void)snprintf(any_port, sizeof(any_port), "%s:0", rig_host());
 	uint8_t *mem = calloc(8, MIB);
 	if (!mem || tp_domain_open(ops, &params, &domain, NULL) ||
 	    tp_mr_reg(domain, mem, 8 * MIB, BOTH, &mr, NULL) ||
-	    tp_listen(domain, "127.0.0.1:0", &listener, NULL))
+	    tp_listen(domain, any_port, &listener, NULL))
 		_exit(1);
 	tp_listener_addr(listener, self.addr, sizeof(self.addr));
 	tp_mr_remote(mr, &self.remote);
@@ -994,12 +1043,14 @@ static void t12_a_killed_peer_fails_what_is_outstanding(void **state)
 	kill_far(&far);
 	assert_true(ledger_collect_failure(&ledger, near.lane) < 0);
 	assert_int_equal(ledger.n_done, 15);
-	for (unsigned i = 0; i < 15; i++) {
-		if (i % 3)
-			assert_true(ledger.status[i] < 0);
+	if (ops->caps & TP_CAP_TARGET_PROGRESS) {
+		for (unsigned i = 0; i < 15; i++) {
+			if (i % 3)
+				assert_true(ledger.status[i] < 0);
+		}
+		/* At 8 MiB not even the writes are all with the kernel. */
+		assert_true(ledger.status[12] < 0);
 	}
-	/* At 8 MiB not even the writes are all with the kernel. */
-	assert_true(ledger.status[12] < 0);
 	close_near(&near);
 }
 
@@ -1063,6 +1114,20 @@ static void t12_reads_broken_in_the_middle_complete_once(void **state)
 	}
 }
 
+static bool can_use(const struct tp_ops *inner)
+{
+	const struct tp_domain_params params = { .local = rig_host(), .depth = 1 };
+	struct mf_error err = { 0 };
+	struct tp_domain *domain;
+
+	if (tp_domain_open(inner, &params, &domain, &err)) {
+		(void)printf("SKIP: %s\n", err.msg);
+		return false;
+	}
+	tp_domain_close(domain);
+	return true;
+}
+
 int main(int argc, char **argv)
 {
 	static struct tp_faulty_plan no_faults;
@@ -1105,11 +1170,13 @@ int main(int argc, char **argv)
 	if (argc == 3)
 		cmocka_set_test_filter(argv[2]);
 	bool faulty = !strcmp(argv[1], "faulty");
-	const struct tp_ops *inner = faulty ? tp_backends()[0] : tp_find(argv[1]);
+	const struct tp_ops *inner = tp_find(faulty ? "tcp" : argv[1]);
 	if (!inner) {
 		(void)printf("SKIP: the transport %s was not built\n", argv[1]);
 		return 77;
 	}
+	if (strcmp(inner->kind, "tcp") && !can_use(inner))
+		return 77;
 	ops = faulty ? tp_faulty_create(inner, &no_faults) : inner;
 	int failed = ops ? cmocka_run_group_tests_name(argv[1], tests, NULL, NULL) : 1;
 	if (faulty)

@@ -4,6 +4,8 @@
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/random.h>
@@ -15,6 +17,13 @@
 #include "base/error.h"
 
 #define BATCH 16
+
+const char *rig_host(void)
+{
+	const char *host = getenv("MEMFERRY_TEST_HOST");
+
+	return host ? host : "127.0.0.1";
+}
 
 static void check(int ret, const struct mf_error *err, const char *what)
 {
@@ -105,8 +114,9 @@ void rig_shut_far(struct rig *rig, unsigned nr)
 
 void rig_open(struct rig *rig, const struct rig_params *params)
 {
-	struct tp_domain_params domain = { .local = "127.0.0.1", .depth = params->depth };
+	struct tp_domain_params domain = { .local = rig_host(), .depth = params->depth };
 	struct mf_error err = { 0 };
+	char any_port[TP_ADDR_MAX];
 
 	memset(rig, 0, sizeof(*rig));
 	rig->params = *params;
@@ -132,7 +142,8 @@ void rig_open(struct rig *rig, const struct rig_params *params)
 	      &err, "register");
 	tp_mr_remote(rig->far_mr, &rig->far_remote);
 
-	check(tp_listen(rig->far_domain, "127.0.0.1:0", &rig->listener, &err), &err, "listen");
+	(void)snprintf(any_port, sizeof(any_port), "%s:0", rig_host());
+	check(tp_listen(rig->far_domain, any_port, &rig->listener, &err), &err, "listen");
 	tp_listener_addr(rig->listener, rig->addr, sizeof(rig->addr));
 	for (unsigned i = 0; i < params->n_lanes; i++)
 		rig_add_lane(rig, i);

@@ -47,6 +47,9 @@ struct rig {
 	struct rig_pump pump[RIG_LANES_MAX];
 };
 
+/* An address of this host that the transport can use: $MEMFERRY_TEST_HOST, or 127.0.0.1. */
+const char *rig_host(void);
+
 /* Completions by cookie, which are indices here. */
 #define LEDGER_MAX 65536u
 struct ledger {

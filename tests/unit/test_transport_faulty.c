@@ -20,7 +20,7 @@ static struct ledger ledger;
 
 static int set_up(void **state)
 {
-	const struct tp_ops *inner = tp_backends()[0];
+	const struct tp_ops *inner = tp_find("tcp");
 
 	memset(&plan, 0, sizeof(plan));
 	memset(&ledger, 0, sizeof(ledger));
@@ -240,7 +240,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(a_lane_is_dropped_on_command, set_up, tear_down),
 	};
 
-	if (!tp_backends()[0]) {
+	if (!tp_find("tcp")) {
 		(void)printf("SKIP: no transport was built that could be made faulty\n");
 		return 77;
 	}

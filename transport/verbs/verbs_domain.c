@@ -1,0 +1,377 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* Domains: which device, its memory and its asynchronous events; and the backend's ops. */
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "transport/verbs/verbs_priv.h"
+
+/* Which device */
+
+static int open_device(struct ibv_device *device, uint8_t port, struct vrb_domain *domain,
+		       struct mf_error *err)
+{
+	const char *name = ibv_get_device_name(device);
+	struct ibv_port_attr attr;
+
+	if (device->transport_type != IBV_TRANSPORT_IB)
+		return base_error(err, -ENODEV, MF_SCOPE_HOST,
+				  "RDMA device %s: is not of the InfiniBand or RoCE kind; use tcp",
+				  name);
+	domain->context = ibv_open_device(device);
+	if (!domain->context)
+		return base_error_sys(err, errno ? -errno : -ENODEV, MF_SCOPE_HOST,
+				      "RDMA device %s: cannot be opened", name);
+	int flags = fcntl(domain->context->async_fd, F_GETFL);
+	if (flags < 0 || fcntl(domain->context->async_fd, F_SETFL, flags | O_NONBLOCK))
+		return base_error_sys(err, -errno, MF_SCOPE_HOST, "RDMA device %s: its events",
+				      name);
+	int ret = ibv_query_device(domain->context, &domain->attr);
+	if (!ret)
+		ret = ibv_query_port(domain->context, port, &attr);
+	if (ret)
+		return base_error_sys(err, -ret, MF_SCOPE_HOST, "RDMA device %s: cannot be asked",
+				      name);
+	domain->max_op = attr.max_msg_sz < VRB_OP_MAX ? attr.max_msg_sz : VRB_OP_MAX;
+	return 0;
+}
+
+static void free_device_list(struct ibv_device ***list)
+{
+	if (*list)
+		ibv_free_device_list(*list);
+}
+
+/* The device that has the address, as the connection manager sees it. */
+static int open_by_address(struct vrb_domain *domain, const char *local, struct mf_error *err)
+{
+	struct rdma_cm_id *id = NULL;
+
+	struct rdma_event_channel *channel = rdma_create_event_channel();
+	if (!channel)
+		return base_error_sys(err, -ENODEV, MF_SCOPE_HOST,
+				      "RDMA: its connection manager cannot be used (module "
+				      "rdma_ucm, /dev/infiniband/rdma_cm)");
+	int ret;
+	if (rdma_create_id(channel, &id, NULL, RDMA_PS_TCP))
+		ret = base_error_sys(err, -errno, MF_SCOPE_HOST, "RDMA: connection manager");
+	else if (rdma_bind_addr(id, (struct sockaddr *)&domain->local) || !id->verbs)
+		ret = base_error(err, -ENODEV, MF_SCOPE_HOST,
+				 "address %s: no RDMA device has it; `rdma link` lists the "
+				 "interfaces that have one",
+				 local);
+	else
+		ret = open_device(id->verbs->device, id->port_num, domain, err);
+	if (id)
+		(void)rdma_destroy_id(id);
+	rdma_destroy_event_channel(channel);
+	return ret;
+}
+
+static uint8_t find_active_port(struct ibv_device *device)
+{
+	struct ibv_context *context = ibv_open_device(device);
+	struct ibv_device_attr attr;
+	struct ibv_port_attr port;
+	uint8_t found = 0;
+
+	if (!context)
+		return 0;
+	if (ibv_query_device(context, &attr))
+		attr.phys_port_cnt = 0;
+	for (uint8_t i = 1; i <= attr.phys_port_cnt && !found; i++) {
+		if (!ibv_query_port(context, i, &port) && port.state == IBV_PORT_ACTIVE)
+			found = i;
+	}
+	(void)ibv_close_device(context);
+	return found;
+}
+
+/* Without an address there must be no choice: memory is registered before any lane is there. */
+static int open_only_one(struct vrb_domain *domain, struct ibv_device **list, struct mf_error *err)
+{
+	struct ibv_device *found = NULL;
+	uint8_t port = 0;
+
+	for (; *list; list++) {
+		uint8_t active = find_active_port(*list);
+		if (!active)
+			continue;
+		if (found)
+			return base_error(err, -EINVAL, MF_SCOPE_HOST,
+					  "RDMA: there are several devices (%s, %s); give the "
+					  "local address of the one to use",
+					  ibv_get_device_name(found), ibv_get_device_name(*list));
+		found = *list;
+		port = active;
+	}
+	if (!found)
+		return base_error(err, -ENODEV, MF_SCOPE_HOST,
+				  "RDMA: no device has an active port; see `rdma link`");
+	return open_device(found, port, domain, err);
+}
+
+static int find_device(struct vrb_domain *domain, const char *local, struct mf_error *err)
+{
+	struct ibv_device **list base_cleanup(free_device_list) = ibv_get_device_list(NULL);
+
+	/* Before librdmacm is asked: without a device it cannot even start. */
+	if (!list || !*list)
+		return base_error(err, -ENODEV, MF_SCOPE_HOST, "RDMA: this host has no device");
+	if (!local)
+		return open_only_one(domain, list, err);
+	int ret = tp_resolve_local(local, &domain->local, err);
+	return ret ? ret : open_by_address(domain, local, err);
+}
+
+/* Opening and closing */
+
+static int open_scratch(struct vrb_domain *domain)
+{
+	/* A page of its own: registering pins it whole. */
+	domain->scratch = aligned_alloc(4096, 4096);
+	if (!domain->scratch)
+		return -ENOMEM;
+	memset(domain->scratch, 0, sizeof(*domain->scratch));
+	domain->lent_mr = ibv_reg_mr(domain->pd, &domain->scratch->lent, sizeof(uint64_t),
+				     IBV_ACCESS_REMOTE_READ);
+	if (!domain->lent_mr)
+		return -errno;
+	domain->sink_mr = ibv_reg_mr(domain->pd, &domain->scratch->sink, sizeof(uint64_t),
+				     IBV_ACCESS_LOCAL_WRITE);
+	return domain->sink_mr ? 0 : -errno;
+}
+
+static void free_domain(struct vrb_domain *domain)
+{
+	int ret = 0;
+
+	if (domain->lent_mr)
+		ret |= ibv_dereg_mr(domain->lent_mr);
+	if (domain->sink_mr)
+		ret |= ibv_dereg_mr(domain->sink_mr);
+	if (domain->pd)
+		ret |= ibv_dealloc_pd(domain->pd);
+	if (domain->context)
+		ret |= ibv_close_device(domain->context);
+	assert(!ret); /* a refusal means that we have left something open that uses it */
+	(void)ret;
+	free(domain->scratch);
+	(void)pthread_mutex_destroy(&domain->lock);
+	free(domain);
+}
+
+static uint32_t at_most(uint32_t depth, int limit)
+{
+	return limit > 0 && (uint32_t)limit < depth ? (uint32_t)limit : depth;
+}
+
+static int domain_open(const struct tp_ops *ops, const struct tp_domain_params *params,
+		       struct tp_domain **ret_domain, struct mf_error *err)
+{
+	struct vrb_domain *domain = calloc(1, sizeof(*domain));
+	if (!domain)
+		return base_error_sys(err, -ENOMEM, MF_SCOPE_HOST, "RDMA");
+	domain->base.ops = ops;
+	(void)pthread_mutex_init(&domain->lock, NULL);
+
+	int ret = find_device(domain, params->local, err);
+	if (ret)
+		goto fail;
+	domain->depth = at_most(params->depth, VRB_DEPTH_MAX);
+	domain->depth = at_most(domain->depth, domain->attr.max_qp_wr);
+	domain->depth = at_most(domain->depth, domain->attr.max_cqe);
+	domain->pd = ibv_alloc_pd(domain->context);
+	ret = domain->pd ? open_scratch(domain) : -errno;
+	if (ret) {
+		ret = base_error_sys(err, ret, MF_SCOPE_HOST, "RDMA device %s: cannot be used",
+				     ibv_get_device_name(domain->context->device));
+		goto fail;
+	}
+	*ret_domain = &domain->base;
+	return 0;
+fail:
+	free_domain(domain);
+	return ret;
+}
+
+static void domain_close(struct tp_domain *base)
+{
+	struct vrb_domain *domain = BASE_CONTAINER_OF(base, struct vrb_domain, base);
+
+	assert(!domain->lanes);
+	free_domain(domain);
+}
+
+static void domain_limits(const struct tp_domain *base, struct tp_limits *ret_limits)
+{
+	const struct vrb_domain *domain = BASE_CONTAINER_OF(base, struct vrb_domain, base);
+	uint64_t max_mr = domain->attr.max_mr_size;
+
+	*ret_limits = (struct tp_limits){
+		.depth = domain->depth,
+		.max_op = domain->max_op,
+		.max_mr = max_mr && max_mr < INT64_MAX ? max_mr : INT64_MAX, /* 0: no limit */
+	};
+}
+
+/* Memory */
+
+static int explain_reg_failure(int code, struct mf_error *err)
+{
+	switch (code) {
+	case -ENOMEM:
+		return base_error(err, code, MF_SCOPE_SESSION,
+				  "memory registration: refused by the kernel; raise the limit of "
+				  "locked memory (ulimit -l), or free memory");
+	case -EFAULT:
+		return base_error(err, code, MF_SCOPE_SESSION,
+				  "memory registration: these pages cannot be pinned; back the "
+				  "guest's RAM by tmpfs, hugetlbfs or a memfd");
+	default:
+		return base_error_sys(err, code, MF_SCOPE_SESSION, "memory registration");
+	}
+}
+
+/*
+ * No relaxed ordering for anything: a flush relies on writes staying in order (verbs_lane.c).
+ * What has no remote rights can be the sink of our own reads, unless it is mapped for reading only.
+ */
+static int mr_reg(struct tp_domain *base, void *addr, uint64_t len, uint32_t access,
+		  struct tp_mr **ret_mr, struct mf_error *err)
+{
+	struct vrb_domain *domain = BASE_CONTAINER_OF(base, struct vrb_domain, base);
+	int rights = IBV_ACCESS_LOCAL_WRITE;
+
+	struct vrb_mr *mr = calloc(1, sizeof(*mr));
+	if (!mr)
+		return base_error_sys(err, -ENOMEM, MF_SCOPE_SESSION, "memory registration");
+	mr->base = (struct tp_mr){ .domain = base, .addr = addr, .len = len, .access = access };
+	if (access & TP_REMOTE_WRITE)
+		rights |= IBV_ACCESS_REMOTE_WRITE;
+	if (access & TP_REMOTE_READ)
+		rights |= IBV_ACCESS_REMOTE_READ;
+	mr->mr = ibv_reg_mr(domain->pd, addr, len, rights);
+	if (!mr->mr && errno == EFAULT && !(access & TP_REMOTE_WRITE))
+		mr->mr = ibv_reg_mr(domain->pd, addr, len, rights & ~IBV_ACCESS_LOCAL_WRITE);
+	if (!mr->mr) {
+		int ret = explain_reg_failure(-errno, err);
+		free(mr);
+		return ret;
+	}
+	*ret_mr = &mr->base;
+	return 0;
+}
+
+/* The device knows the key no more when this returns. */
+static void mr_dereg(struct tp_mr *base)
+{
+	struct vrb_mr *mr = BASE_CONTAINER_OF(base, struct vrb_mr, base);
+
+	int ret = ibv_dereg_mr(mr->mr);
+	assert(!ret); /* else the peer could go on */
+	(void)ret;
+	free(mr);
+}
+
+static void mr_remote(const struct tp_mr *base, struct tp_remote *ret_remote)
+{
+	const struct vrb_mr *mr = BASE_CONTAINER_OF(base, const struct vrb_mr, base);
+
+	*ret_remote = (struct tp_remote){ .addr = (uintptr_t)base->addr, .key = mr->mr->rkey };
+}
+
+/* Asynchronous events */
+
+void tp_verbs_list_lane(struct vrb_domain *domain, struct vrb_lane *lane)
+{
+	(void)pthread_mutex_lock(&domain->lock);
+	lane->prev = NULL;
+	lane->next = domain->lanes;
+	if (lane->next)
+		lane->next->prev = lane;
+	domain->lanes = lane;
+	lane->listed = true;
+	(void)pthread_mutex_unlock(&domain->lock);
+}
+
+void tp_verbs_unlist_lane(struct vrb_domain *domain, struct vrb_lane *lane)
+{
+	(void)pthread_mutex_lock(&domain->lock);
+	if (lane->listed) {
+		if (lane->next)
+			lane->next->prev = lane->prev;
+		if (lane->prev)
+			lane->prev->next = lane->next;
+		else
+			domain->lanes = lane->next;
+		lane->listed = false;
+	}
+	(void)pthread_mutex_unlock(&domain->lock);
+}
+
+/* The code that the event means for the lane, or 0. */
+static int judge_event(const struct ibv_async_event *event, const struct vrb_lane *lane)
+{
+	switch (event->event_type) {
+	case IBV_EVENT_QP_FATAL:
+	case IBV_EVENT_QP_REQ_ERR:
+	case IBV_EVENT_QP_ACCESS_ERR:
+		return event->element.qp == lane->qp ? -EIO : 0;
+	case IBV_EVENT_CQ_ERR:
+		return event->element.cq == lane->cq ? -EIO : 0;
+	case IBV_EVENT_PORT_ERR:
+		return event->element.port_num == lane->port ? -ENETDOWN : 0;
+	case IBV_EVENT_DEVICE_FATAL:
+		return -ENODEV;
+	default:
+		return 0;
+	}
+}
+
+void tp_verbs_take_async(struct vrb_domain *domain)
+{
+	struct ibv_async_event event;
+
+	while (!ibv_get_async_event(domain->context, &event)) {
+		(void)pthread_mutex_lock(&domain->lock);
+		for (struct vrb_lane *lane = domain->lanes; lane; lane = lane->next) {
+			int code = judge_event(&event, lane), none = 0;
+			if (code && atomic_compare_exchange_strong(&lane->struck, &none, code))
+				tp_verbs_lane_wake(&lane->base);
+		}
+		(void)pthread_mutex_unlock(&domain->lock);
+		/* Destroying what the event is about waits for this. */
+		ibv_ack_async_event(&event);
+	}
+}
+
+const struct tp_ops tp_verbs_ops = {
+	.name = "verbs",
+	.kind = "verbs",
+	.caps = 0, /* the target's device answers by itself */
+	.domain_open = domain_open,
+	.domain_close = domain_close,
+	.domain_limits = domain_limits,
+	.mr_reg = mr_reg,
+	.mr_dereg = mr_dereg,
+	.mr_remote = mr_remote,
+	.listen = tp_verbs_listen,
+	.listener_addr = tp_verbs_listener_addr,
+	.accept = tp_verbs_accept,
+	.listener_close = tp_verbs_listener_close,
+	.connect = tp_verbs_connect,
+	.lane_shutdown = tp_verbs_lane_shutdown,
+	.lane_close = tp_verbs_lane_close,
+	.post_write = tp_verbs_post_write,
+	.post_read = tp_verbs_post_read,
+	.post_flush = tp_verbs_post_flush,
+	.lane_poll = tp_verbs_lane_poll,
+	.lane_arm = tp_verbs_lane_arm,
+	.lane_wait = tp_verbs_lane_wait,
+	.lane_wake = tp_verbs_lane_wake,
+	.lane_stats = tp_verbs_lane_stats,
+};

@@ -1,0 +1,171 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * The transport over RDMA verbs: libibverbs for the data, librdmacm for connections.  InfiniBand
+ * and RoCE; iWARP devices are refused.
+ *
+ *   tp_domain ── ibv_context, ibv_pd: one device, found by the local address
+ *     └ mr    ── ibv_mr, usable on every lane
+ *     └ lane  ── rdma_cm_id with its event channel, ibv_qp (RC), ibv_cq with its channel
+ *
+ * Queue pairs are ours and not librdmacm's (rdma_create_qp): so is the ibv_context, and with it the
+ * descriptor of asynchronous events, which librdmacm would share between all domains of a process.
+ *
+ * What the hardware does not give, and who does:
+ *   back pressure    lane->posted - lane->taken never exceeds depth, and the queues hold depth
+ *   cookies          a ring of them by sequence number, which is the wr_id: a signalled completion
+ *                    completes the unsignalled operations before it (verbs_lane.c)
+ *   delivery         a READ of 8 bytes of the peer's scratch memory behind the writes
+ *   admission        a token in the connect request, checked before there is a queue pair (verbs_cm.c)
+ *   dead peers       the CM's disconnect event, asynchronous events, retry timeouts of the queue pair
+ *
+ * Nothing is ever sent to a receive queue: rdma_cm leaves its timer for an empty one at 655 ms.
+ */
+#ifndef VERBS_PRIV_H
+#define VERBS_PRIV_H
+
+#include <netinet/in.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#include <infiniband/verbs.h>
+#include <rdma/rdma_cma.h>
+
+#include "base/error.h"
+#include "transport/addr.h"
+#include "transport/transport.h"
+
+#define VRB_DEPTH_MAX 4096u
+/* One read or write; more would keep a lane's other work waiting for too long. */
+#define VRB_OP_MAX (1ull << 30)
+/* The acknowledgement timeout is 4.096 us * 2^this = 268 ms (hardware may take up to four times as
+ * long); eight tries, and the lane has failed.  The kernel's own choice is 2.1 s on 6.1. */
+#define VRB_ACK_TIMEOUT 16u
+/* Both are three bits; 7 is for ever with RNR. */
+#define VRB_RETRIES 7u
+
+struct vrb_mr {
+	struct tp_mr base;
+	struct ibv_mr *mr;
+};
+
+/* Memory that peers read to flush, and where we put what we read of theirs. */
+struct vrb_scratch {
+	uint64_t lent;
+	uint64_t apart[7]; /* another cache line */
+	uint64_t sink;
+};
+
+struct vrb_domain {
+	struct tp_domain base;
+	/* read-only after opening */
+	struct ibv_context *context;
+	struct ibv_pd *pd;
+	struct ibv_device_attr attr;
+	uint32_t depth;
+	uint64_t max_op;
+	struct sockaddr_storage local; /* ss_family AF_UNSPEC: any address of the device */
+	struct vrb_scratch *scratch;
+	struct ibv_mr *lent_mr, *sink_mr;
+	/* lock protects what follows */
+	pthread_mutex_t lock;
+	struct vrb_lane *lanes; /* those with a queue pair: whom asynchronous events may concern */
+};
+
+struct vrb_listener {
+	struct tp_listener base;
+	struct rdma_event_channel *channel;
+	struct rdma_cm_id *id;
+	char addr[TP_ADDR_MAX];
+};
+
+struct vrb_op {
+	uint64_t cookie;
+	int status;
+};
+
+struct vrb_lane {
+	struct tp_lane base;
+	/* read-only after connecting */
+	struct rdma_event_channel *channel;
+	struct rdma_cm_id *id;
+	struct ibv_comp_channel *comp;
+	struct ibv_cq *cq;
+	uint8_t port;
+	int wake_fd;
+	int wait_fd; /* epoll over the CQ's, the CM's and the device's events, and wake_fd */
+	struct {
+		uint64_t addr;
+		uint32_t key;
+	} peer_scratch;
+	/* protected by domain->lock */
+	struct vrb_lane *next, *prev;
+	bool listed;
+	/* The code of an asynchronous event, set by whichever lane's owner came across it. */
+	_Atomic int struck;
+	/* owner thread */
+	struct ibv_qp *qp; /* NULL after the lane has failed */
+	int failed;        /* 0 or the negative code that the lane died of */
+	bool armed;        /* the CQ is going to say, or has said, something to comp */
+	uint32_t depth, quiet;
+	uint32_t signal_every;
+	/* Operations by sequence number: taken <= done <= posted <= taken + depth. */
+	uint64_t posted, done, taken;
+	struct vrb_op *ops; /* depth of them; number n is ops[n % depth] */
+	struct tp_lane_stats stats;
+};
+
+extern const struct tp_ops tp_verbs_ops;
+
+/* verbs_domain.c */
+/* Takes asynchronous events of the device and tells the lanes that they concern. */
+void tp_verbs_take_async(struct vrb_domain *domain);
+void tp_verbs_list_lane(struct vrb_domain *domain, struct vrb_lane *lane);
+void tp_verbs_unlist_lane(struct vrb_domain *domain, struct vrb_lane *lane);
+
+/* verbs_lane.c */
+/* A lane around an id whose device is the domain's, with a queue pair in INIT.  The id and its
+ * channel are the lane's from here on, also on failure. */
+int tp_verbs_lane_create(struct vrb_domain *domain, struct rdma_event_channel *channel,
+			 struct rdma_cm_id *id, uint32_t lane_id, struct vrb_lane **ret_lane,
+			 struct mf_error *err);
+void tp_verbs_lane_destroy(struct vrb_lane *lane);
+void tp_verbs_lane_shutdown(struct tp_lane *lane);
+void tp_verbs_lane_close(struct tp_lane *lane);
+int tp_verbs_post_write(struct tp_lane *lane, const struct tp_xfer *xfer, unsigned n);
+int tp_verbs_post_read(struct tp_lane *lane, const struct tp_xfer *xfer, unsigned n);
+int tp_verbs_post_flush(struct tp_lane *lane, uint64_t cookie);
+int tp_verbs_lane_poll(struct tp_lane *lane, struct tp_wc *wc, unsigned n);
+int tp_verbs_lane_arm(struct tp_lane *lane, int *ret_fd);
+int tp_verbs_lane_wait(struct tp_lane *lane, uint64_t deadline_us);
+void tp_verbs_lane_wake(struct tp_lane *lane);
+void tp_verbs_lane_stats(const struct tp_lane *lane, struct tp_lane_stats *ret_stats);
+
+/* verbs_cm.c */
+/* An event without what librdmacm keeps: it has been acknowledged. */
+struct vrb_event {
+	enum rdma_cm_event_type type;
+	int status;
+	struct rdma_cm_id *id;
+	uint8_t responder_resources, initiator_depth;
+	uint8_t data[UINT8_MAX];
+	uint8_t len; /* of data; may be more than was sent, filled up with zeroes */
+};
+/* A channel whose events are taken without blocking. */
+int tp_verbs_channel_open(struct rdma_event_channel **ret_channel);
+/* -EAGAIN: none. */
+int tp_verbs_channel_next(struct rdma_event_channel *channel, struct vrb_event *ret_event);
+/* The same, sleeping until the deadline: -ETIMEDOUT. */
+int tp_verbs_channel_wait(struct rdma_event_channel *channel, uint64_t deadline_us,
+			  struct vrb_event *ret_event);
+int tp_verbs_connect(struct tp_domain *domain, const char *addr, const uint8_t token[TP_TOKEN_SIZE],
+		     uint32_t lane_id, uint64_t deadline_us, struct tp_lane **ret_lane,
+		     struct mf_error *err);
+int tp_verbs_listen(struct tp_domain *domain, const char *addr, struct tp_listener **ret_listener,
+		    struct mf_error *err);
+void tp_verbs_listener_addr(const struct tp_listener *listener, char *ret, size_t cap);
+int tp_verbs_accept(struct tp_listener *listener, const uint8_t token[TP_TOKEN_SIZE],
+		    uint64_t deadline_us, struct tp_lane **ret_lane, struct mf_error *err);
+void tp_verbs_listener_close(struct tp_listener *listener);
+
+#endif
