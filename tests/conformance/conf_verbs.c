@@ -1,0 +1,374 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * What is only true of the transport over verbs, beside the laws of all (conf_transport verbs):
+ * strangers on the connection manager, events of the device, completions that are not signalled.
+ * $MEMFERRY_TEST_HOST is an address of an RDMA device, $MEMFERRY_TEST_LINK the interface that has
+ * it, which goes down and up.  conf_verbs [TEST]
+ */
+#include <arpa/inet.h>
+#include <endian.h>
+#include <errno.h>
+#include <netdb.h>
+#include <poll.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include <cmocka.h>
+#include <rdma/rdma_cma.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/error.h"
+#include "tests/conformance/tp_rig.h"
+
+#define KIB      1024u
+#define MIB      (1024u * KIB)
+#define BOTH     (TP_REMOTE_WRITE | TP_REMOTE_READ)
+#define PATIENCE base_deadline_ms(RIG_PATIENCE_MS)
+
+static struct rig rig;
+static struct ledger ledger;
+
+static void open_rig(uint32_t depth, unsigned n_lanes, uint64_t bytes)
+{
+	const struct rig_params params = { .near_ops = tp_find("verbs"),
+					   .far_ops = tp_find("verbs"),
+					   .depth = depth,
+					   .n_lanes = n_lanes,
+					   .bytes = bytes,
+					   .far_access = BOTH };
+
+	memset(&ledger, 0, sizeof(ledger));
+	rig_open(&rig, &params);
+}
+
+static void an_address_without_a_device_is_named(void **state)
+{
+	const struct tp_domain_params params = { .local = "127.0.0.1", .depth = 8 };
+	struct tp_domain *domain = NULL;
+	struct mf_error err = { 0 };
+
+	(void)state;
+	assert_int_equal(tp_domain_open(tp_find("verbs"), &params, &domain, &err), -ENODEV);
+	assert_null(domain);
+	assert_int_equal(err.code, -ENODEV);
+	assert_non_null(strstr(err.msg, "127.0.0.1"));
+}
+
+/* One of many fails; before and behind it hardly any has a completion of its own. */
+static void unsignalled_operations_complete_once(void **state)
+{
+	struct tp_xfer x[96];
+
+	(void)state;
+	for (unsigned bad = 0; bad < 96; bad += 7) {
+		open_rig(128, 1, MIB);
+		for (unsigned i = 0; i < 96; i++)
+			x[i] = rig_xfer(&rig, i * 4 * KIB, i * 4 * KIB, 4 * KIB, i);
+		x[bad].key ^= 1;
+		memset(rig.near_mem, 0x77, MIB);
+		assert_int_equal(tp_post_write(rig.lane[0], x, 96), 96);
+		assert_int_equal(ledger_collect_failure(&ledger, rig.lane[0]), -EACCES);
+		assert_int_equal(ledger.n_done, 96);
+		for (unsigned i = bad; i < 96; i++)
+			assert_true(ledger.status[i] < 0);
+		/* None is said to be done that is not. */
+		for (unsigned i = 0; i < bad; i++) {
+			if (!ledger.status[i])
+				assert_int_equal(rig.far_view[i * 4 * KIB], 0x77);
+		}
+		rig_close(&rig);
+	}
+}
+
+/* All the time more than the queue holds, in batches of all sizes. */
+static void a_small_queue_moves_everything(void **state)
+{
+	struct tp_xfer x[40];
+
+	(void)state;
+	for (uint32_t depth = 1; depth <= 9; depth += 2) {
+		open_rig(depth, 1, 4 * MIB);
+		for (uint64_t i = 0; i < 4 * MIB; i++)
+			rig.near_mem[i] = (uint8_t)(i * 7 + i / 251);
+		uint32_t cookie = 0;
+		for (unsigned at = 0; at < 1024;) {
+			unsigned n = 1 + at % 40;
+			if (n > 1024 - at)
+				n = 1024 - at;
+			for (unsigned i = 0; i < n; i++)
+				x[i] = rig_xfer(&rig, (at + i) * 4ull * KIB, (at + i) * 4ull * KIB,
+						4 * KIB, cookie + i);
+			ledger_post(&ledger, rig.lane[0], x, n, tp_post_write);
+			cookie += n;
+			at += n;
+		}
+		ledger_flush(&ledger, rig.lane[0], cookie);
+		assert_int_equal(ledger.n_done, 1025);
+		assert_int_equal(ledger.n_failed, 0);
+		assert_memory_equal(rig.near_mem, rig.far_view, 4 * MIB);
+		rig_close(&rig);
+	}
+}
+
+/* Where the kernel can pin what is mapped for reading only (6.4), it can be written from. */
+static void memory_mapped_for_reading_can_be_a_source(void **state)
+{
+	struct mf_error err = { 0 };
+	struct tp_mr *mr = NULL;
+
+	(void)state;
+	open_rig(8, 1, MIB);
+	base_autofd fd = memfd_create("source", MFD_CLOEXEC);
+	assert_true(fd >= 0 && !ftruncate(fd, MIB));
+	assert_int_equal(pwrite(fd, "ferry", 5, 0), 5);
+	void *map = mmap(NULL, MIB, PROT_READ, MAP_SHARED, fd, 0);
+	assert_ptr_not_equal(map, MAP_FAILED);
+	int ret = tp_mr_reg(rig.near_domain, map, MIB, TP_LOCAL, &mr, &err);
+	if (ret) {
+		assert_int_equal(ret, -EFAULT);
+		assert_non_null(strstr(err.msg, "pinned"));
+	} else {
+		struct tp_xfer x = rig_xfer(&rig, 0, 0, MIB, 0);
+		x.local = map;
+		x.mr = mr;
+		ledger_post(&ledger, rig.lane[0], &x, 1, tp_post_write);
+		ledger_flush(&ledger, rig.lane[0], 1);
+		assert_memory_equal(rig.far_view, "ferry", 5);
+		tp_mr_dereg(mr);
+	}
+	(void)munmap(map, MIB);
+	rig_close(&rig);
+}
+
+/* Strangers */
+
+struct acceptor {
+	pthread_t thread;
+	uint64_t deadline_us;
+	struct tp_lane *lane;
+	int ret;
+	struct mf_error err;
+};
+
+static void *run_acceptor(void *arg)
+{
+	struct acceptor *acceptor = arg;
+
+	acceptor->ret = tp_accept(rig.listener, rig.token, acceptor->deadline_us, &acceptor->lane,
+				  &acceptor->err);
+	return NULL;
+}
+
+static void start_acceptor(struct acceptor *acceptor, uint64_t deadline_us)
+{
+	*acceptor = (struct acceptor){ .deadline_us = deadline_us };
+	assert_int_equal(pthread_create(&acceptor->thread, NULL, run_acceptor, acceptor), 0);
+}
+
+struct stranger {
+	struct rdma_event_channel *channel;
+	struct rdma_cm_id *id;
+	struct ibv_cq *cq;
+	struct ibv_qp_init_attr attr;
+};
+
+static enum rdma_cm_event_type next_event(struct stranger *stranger, void *ret_data, size_t cap,
+					  int *ret_status)
+{
+	struct pollfd pfd = { .fd = stranger->channel->fd, .events = POLLIN };
+	struct rdma_cm_event *event;
+
+	assert_int_equal(poll(&pfd, 1, RIG_PATIENCE_MS), 1);
+	assert_int_equal(rdma_get_cm_event(stranger->channel, &event), 0);
+	enum rdma_cm_event_type type = event->event;
+	if (ret_status)
+		*ret_status = event->status;
+	if (cap && event->param.conn.private_data_len >= cap)
+		memcpy(ret_data, event->param.conn.private_data, cap);
+	(void)rdma_ack_cm_event(event);
+	return type;
+}
+
+/* Sends a request with these bytes. */
+static void knock(struct stranger *stranger, const void *data, uint8_t len)
+{
+	struct rdma_conn_param param = { .private_data = data,
+					 .private_data_len = len,
+					 .responder_resources = 1,
+					 .initiator_depth = 1,
+					 .retry_count = 7,
+					 .rnr_retry_count = 7 };
+	struct addrinfo hints = { .ai_flags = AI_NUMERICHOST }, *list;
+	char host[TP_ADDR_MAX];
+
+	(void)snprintf(host, sizeof(host), "%s", rig.addr);
+	char *port = strrchr(host, ':');
+	assert_non_null(port);
+	*port++ = '\0';
+	assert_int_equal(getaddrinfo(host, port, &hints, &list), 0);
+	*stranger = (struct stranger){ .channel = rdma_create_event_channel() };
+	assert_non_null(stranger->channel);
+	assert_int_equal(rdma_create_id(stranger->channel, &stranger->id, NULL, RDMA_PS_TCP), 0);
+	assert_int_equal(rdma_resolve_addr(stranger->id, NULL, list->ai_addr, 2000), 0);
+	freeaddrinfo(list);
+	assert_int_equal(next_event(stranger, NULL, 0, NULL), RDMA_CM_EVENT_ADDR_RESOLVED);
+	assert_int_equal(rdma_resolve_route(stranger->id, 2000), 0);
+	assert_int_equal(next_event(stranger, NULL, 0, NULL), RDMA_CM_EVENT_ROUTE_RESOLVED);
+	stranger->cq = ibv_create_cq(stranger->id->verbs, 4, NULL, NULL, 0);
+	assert_non_null(stranger->cq);
+	stranger->attr = (struct ibv_qp_init_attr){
+		.qp_type = IBV_QPT_RC,
+		.send_cq = stranger->cq,
+		.recv_cq = stranger->cq,
+		.cap = { .max_send_wr = 1, .max_recv_wr = 1, .max_send_sge = 1, .max_recv_sge = 1 },
+	};
+	assert_int_equal(rdma_create_qp(stranger->id, NULL, &stranger->attr), 0);
+	assert_int_equal(rdma_connect(stranger->id, &param), 0);
+}
+
+static void go_away(struct stranger *stranger)
+{
+	rdma_destroy_qp(stranger->id);
+	(void)ibv_destroy_cq(stranger->cq);
+	(void)rdma_destroy_id(stranger->id);
+	rdma_destroy_event_channel(stranger->channel);
+}
+
+static void connect_well(struct acceptor *acceptor)
+{
+	struct mf_error err = { 0 };
+	struct tp_lane *lane = NULL;
+
+	int ret = tp_connect(rig.near_domain, rig.addr, rig.token, 9, PATIENCE, &lane, &err);
+	if (ret)
+		fail_msg("connect: %s", err.msg);
+	assert_int_equal(pthread_join(acceptor->thread, NULL), 0);
+	assert_int_equal(acceptor->ret, 0);
+	assert_int_equal(acceptor->lane->id, 9);
+	tp_lane_close(lane);
+	tp_lane_close(acceptor->lane);
+}
+
+static void strangers_are_refused(void **state)
+{
+	struct acceptor acceptor;
+	struct stranger stranger;
+	uint8_t junk[56], answer[8];
+	int status;
+
+	(void)state;
+	open_rig(8, 0, MIB);
+	start_acceptor(&acceptor, PATIENCE);
+	for (unsigned i = 0; i < 6; i++) {
+		memset(junk, i & 1 ? 0x5a : 0, sizeof(junk));
+		if (i >= 4) /* our magic, version 1, and a token of zeroes */
+			memcpy(junk, "fmem\1", 6);
+		memset(answer, 0, sizeof(answer));
+		knock(&stranger, i ? junk : NULL, (uint8_t)(i < 4 ? i * 18 : sizeof(junk)));
+		assert_int_equal(next_event(&stranger, answer, sizeof(answer), &status),
+				 RDMA_CM_EVENT_REJECTED);
+		/* It is told why by us, not by the kernel. */
+		assert_memory_equal(answer, "fmem\1\0\1\0", sizeof(answer));
+		go_away(&stranger);
+	}
+	/* One that has gone before anybody could look. */
+	knock(&stranger, junk, sizeof(junk));
+	go_away(&stranger);
+	connect_well(&acceptor);
+	rig_close(&rig);
+}
+
+/* It has the token, and then does not go on: silent, or gone. */
+static void half_a_connection_does_not_hinder(void **state)
+{
+	struct acceptor acceptor;
+	struct stranger stranger;
+	uint8_t hello[56] = "fmem\1";
+
+	(void)state;
+	open_rig(8, 0, MIB);
+	memcpy(hello + 8, rig.token, TP_TOKEN_SIZE);
+	uint64_t deadline = base_deadline_ms(1500);
+	start_acceptor(&acceptor, deadline);
+	knock(&stranger, hello, sizeof(hello));
+	assert_int_equal(pthread_join(acceptor.thread, NULL), 0);
+	assert_int_equal(acceptor.ret, -ETIMEDOUT);
+	assert_null(acceptor.lane);
+	assert_true(base_now_us() >= deadline);
+	go_away(&stranger);
+
+	start_acceptor(&acceptor, PATIENCE);
+	knock(&stranger, hello, sizeof(hello));
+	go_away(&stranger);
+	connect_well(&acceptor);
+	rig_close(&rig);
+}
+
+/* The device's events */
+
+static void set_link(const char *state)
+{
+	char command[128];
+
+	(void)snprintf(command, sizeof(command), "ip link set %s %s", getenv("MEMFERRY_TEST_LINK"),
+		       state);
+	assert_int_equal(system(command), 0);
+}
+
+static void a_port_that_goes_down_fails_its_lanes(void **state)
+{
+	struct tp_wc wc;
+
+	(void)state;
+	if (!getenv("MEMFERRY_TEST_LINK"))
+		skip();
+	open_rig(8, 3, MIB);
+	set_link("down");
+	/* Idle lanes at both ends, each waited for. */
+	for (unsigned i = 0; i < 3; i++) {
+		uint64_t deadline = PATIENCE;
+		while (tp_lane_poll(rig.lane[i], &wc, 1) >= 0)
+			assert_int_equal(tp_lane_wait(rig.lane[i], deadline), 0);
+		assert_int_equal(tp_lane_poll(rig.lane[i], &wc, 1), -ENETDOWN);
+	}
+	for (unsigned i = 0; i < 3; i++)
+		assert_int_equal(pthread_join(rig.pump[i].thread, NULL), 0);
+	for (unsigned i = 0; i < 3; i++) {
+		assert_true(atomic_load(&rig.pump[i].ended) < 0);
+		tp_lane_close(rig.lane[i]);
+		tp_lane_close(rig.pump[i].lane);
+		rig.lane[i] = NULL;
+	}
+	set_link("up");
+	rig_close(&rig);
+}
+
+int main(int argc, char **argv)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(an_address_without_a_device_is_named),
+		cmocka_unit_test(unsignalled_operations_complete_once),
+		cmocka_unit_test(a_small_queue_moves_everything),
+		cmocka_unit_test(memory_mapped_for_reading_can_be_a_source),
+		cmocka_unit_test(strangers_are_refused),
+		cmocka_unit_test(half_a_connection_does_not_hinder),
+		cmocka_unit_test(a_port_that_goes_down_fails_its_lanes),
+	};
+	const struct tp_domain_params params = { .local = rig_host(), .depth = 1 };
+	struct mf_error err = { 0 };
+	struct tp_domain *domain;
+
+	if (tp_domain_open(tp_find("verbs"), &params, &domain, &err)) {
+		(void)printf("SKIP: %s\n", err.msg);
+		return 77;
+	}
+	tp_domain_close(domain);
+	if (argc == 2)
+		cmocka_set_test_filter(argv[1]);
+	return cmocka_run_group_tests_name("verbs", tests, NULL, NULL);
+}
