@@ -336,6 +336,8 @@ const struct tp_ops *eng_pick_transport(struct mf_session *s, const char *const 
 					size_t n_peer, struct mf_error *err);
 /* By kind; NULL: not built. */
 const struct tp_ops *eng_find_transport(const struct mf_session *s, const char *kind);
+/* 0: lanes can be opened on this address of ours; otherwise err says why not. */
+int eng_try_transport(const struct tp_ops *tp, const char *local, struct mf_error *err);
 const struct trk_ops *eng_pick_tracker(struct mf_error *err);
 
 #endif

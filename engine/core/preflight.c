@@ -264,29 +264,57 @@ const struct tp_ops *eng_find_transport(const struct mf_session *s, const char *
 	return tp_find(kind);
 }
 
-const struct tp_ops *eng_pick_transport(struct mf_session *s, const char *const *peer,
-					size_t n_peer, struct mf_error *err)
+int eng_try_transport(const struct tp_ops *tp, const char *local, struct mf_error *err)
+{
+	const struct tp_domain_params params = { .local = local, .depth = 1 };
+	struct tp_domain *domain;
+
+	int r = tp_domain_open(tp, &params, &domain, err);
+	if (r == 0)
+		tp_domain_close(domain);
+	return r;
+}
+
+/* Falling back is never done in silence: reason says what better one is missing, and why. */
+static void explain_pick(struct mf_session *s, bool is_auto, size_t n_peer,
+			 const struct mf_error *missing)
 {
 	char *reason = s->report.transport_reason;
 	size_t cap = sizeof(s->report.transport_reason);
+
+	if (!is_auto)
+		(void)snprintf(reason, cap, "asked for on the destination");
+	else if (n_peer == 1)
+		(void)snprintf(reason, cap, "the only one that the source offers");
+	else
+		(void)snprintf(reason, cap, "the best that both hosts have");
+	size_t at = strlen(reason);
+	if (missing->code)
+		(void)snprintf(reason + at, cap - at, "; %s", missing->msg);
+	else if (!strcmp(s->report.transport, "tcp") && !tp_find("verbs"))
+		(void)snprintf(reason + at, cap - at, "; this build has no RDMA verbs");
+}
+
+const struct tp_ops *eng_pick_transport(struct mf_session *s, const char *const *peer,
+					size_t n_peer, struct mf_error *err)
+{
 	bool is_auto = !strcmp(s->transport, "auto");
+	struct mf_error missing = { 0 };
+
 	for (const struct tp_ops *const *t = tp_backends(); *t; t++) {
 		if (!is_auto && strcmp(s->transport, (*t)->kind))
 			continue;
 		if (!offers(peer, n_peer, (*t)->kind))
 			continue;
-		s->report.transport = (*t)->kind;
-		if (!is_auto)
-			(void)snprintf(reason, cap, "asked for on the destination");
-		else if (n_peer == 1)
-			(void)snprintf(reason, cap, "the only one that the source offers");
-		else
-			(void)snprintf(reason, cap, "the best that both hosts have");
-		if (!strcmp((*t)->kind, "tcp") && !tp_find("verbs")) {
-			size_t at = strlen(reason);
-			(void)snprintf(reason + at, cap - at, "; this build has no RDMA verbs");
+		const struct tp_ops *tp = eng_find_transport(s, (*t)->kind);
+		if (eng_try_transport(tp, s->local_host, is_auto ? &missing : err) < 0) {
+			if (is_auto)
+				continue;
+			return NULL;
 		}
-		return eng_find_transport(s, (*t)->kind);
+		s->report.transport = (*t)->kind;
+		explain_pick(s, is_auto, n_peer, &missing);
+		return tp;
 	}
 	base_error(
 		err, -MF_EREFUSED, MF_SCOPE_SESSION,

@@ -86,8 +86,15 @@ static int describe_guest(struct mf_session *s, struct mf_error *err)
 	body.verify = s->params.verify == MF_VERIFY_FULL;
 	body.check_only = s->params.check_only;
 	for (const struct tp_ops *const *t = tp_backends(); *t && body.n_transports < 8; t++) {
-		if (!strcmp(s->transport, "auto") || !strcmp(s->transport, (*t)->kind))
+		bool is_auto = !strcmp(s->transport, "auto");
+		if (!is_auto && strcmp(s->transport, (*t)->kind))
+			continue;
+		int r = eng_try_transport(eng_find_transport(s, (*t)->kind), s->local_host,
+					  is_auto ? NULL : err);
+		if (r == 0)
 			kinds[body.n_transports++] = (char *)(*t)->kind;
+		else if (!is_auto)
+			return r;
 	}
 	body.transports = kinds;
 	msg.body_case = WIRE_BODY(DESCRIBE);
