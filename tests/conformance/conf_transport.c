@@ -1107,9 +1107,14 @@ static void t12_reads_broken_in_the_middle_complete_once(void **state)
 		}
 		ledger_collect(&ledger, near.lane, 1 + round / 2);
 		kill_far(&far);
+		/* A device may have answered all of them on its own; to this one nobody is left. */
+		struct tp_xfer late = near_xfer(&near, &far, KIB, 16);
+		uint32_t n = 16 + (tp_post_read(near.lane, &late, 1) == 1);
 		assert_true(ledger_collect_failure(&ledger, near.lane) < 0);
-		assert_int_equal(ledger.n_done, 16);
-		assert_true(ledger.n_failed > 0);
+		assert_int_equal(ledger.n_done, n);
+		assert_true(n == 16 || ledger.status[16] < 0);
+		if (ops->caps & TP_CAP_TARGET_PROGRESS)
+			assert_true(ledger.n_failed > 0);
 		close_near(&near);
 	}
 }

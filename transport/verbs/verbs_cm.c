@@ -551,10 +551,10 @@ static int set_up(struct vrb_domain *domain, struct rdma_cm_id *id, uint32_t lan
 				  "lane %u: the peer came in over another RDMA device than %s",
 				  lane_id, ibv_get_device_name(domain->context->device));
 	int ret = tp_verbs_channel_open(ret_channel);
-	if (!ret && rdma_migrate_id(id, *ret_channel))
-		ret = -errno;
 	if (ret)
 		return base_error_sys(err, ret, MF_SCOPE_LANE, "RDMA connection manager");
+	if (rdma_migrate_id(id, *ret_channel))
+		return -ECONNRESET;
 	set_ack_timeout(id);
 	return tp_verbs_lane_create(domain, *ret_channel, id, lane_id, ret_lane, err);
 }
@@ -566,6 +566,7 @@ static int answer(struct vrb_domain *domain, const struct vrb_event *request,
 		  struct vrb_lane **ret_lane, struct mf_error *err)
 {
 	struct rdma_event_channel *channel = NULL;
+	struct mf_error why = { 0 };
 	struct vrb_lane *lane = NULL;
 	struct hello hello;
 
@@ -575,13 +576,14 @@ static int answer(struct vrb_domain *domain, const struct vrb_event *request,
 		(void)rdma_destroy_id(request->id);
 		return 0;
 	}
-	int ret = set_up(domain, request->id, le32toh(hello.lane_id), &channel, &lane, err);
+	int ret = set_up(domain, request->id, le32toh(hello.lane_id), &channel, &lane, &why);
 	if (ret) {
 		refuse(request->id, REASON_RESOURCES);
 		(void)rdma_destroy_id(request->id);
 		if (channel)
 			rdma_destroy_event_channel(channel);
-		return ret;
+		/* Without a peer the CM refuses to go on; that is no failure of ours. */
+		return ret == -ECONNRESET ? 0 : base_error(err, ret, why.scope, "%s", why.msg);
 	}
 	lane->peer_scratch.addr = le64toh(hello.scratch_addr);
 	lane->peer_scratch.key = le32toh(hello.scratch_key);

@@ -109,7 +109,7 @@ static int initialise_qp(struct vrb_lane *lane, struct rdma_cm_id *id)
 	int mask;
 
 	if (rdma_init_qp_attr(id, &attr, &mask))
-		return -errno;
+		return -ECONNRESET; /* the peer has gone */
 	attr.qp_access_flags = IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ;
 	return -ibv_modify_qp(lane->qp, &attr, mask | IBV_QP_ACCESS_FLAGS);
 }
