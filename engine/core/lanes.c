@@ -11,14 +11,9 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/event.h"
 #include "base/log.h"
 #include "core/engine.h"
-
-static void poke(int fd)
-{
-	uint64_t one = 1;
-	(void)!write(fd, &one, sizeof(one));
-}
 
 struct eng_op *eng_op_get(struct eng_lane *lane, uint64_t *ret_cookie)
 {
@@ -43,7 +38,7 @@ static void fail_lane(struct eng_lane *lane, int code)
 	base_error_sys(&lane->error, code, MF_SCOPE_LANE, "lane %u", lane->id);
 	/* release: pairs with the acquire in eng_lanes_failure; the record is written first */
 	atomic_store_explicit(&lane->failure, code, memory_order_release);
-	poke(lane->session->event_fd);
+	base_event_poke(lane->session->event_fd);
 }
 
 static void run_job(struct eng_lane *lane, struct eng_job *job)
@@ -56,7 +51,7 @@ static void run_job(struct eng_lane *lane, struct eng_job *job)
 	atomic_store_explicit(&lane->job, NULL, memory_order_relaxed);
 	/* acq_rel: what the job did is seen by whoever sees it done */
 	if (atomic_fetch_sub_explicit(&job->running, 1, memory_order_acq_rel) == 1)
-		poke(lane->session->event_fd);
+		base_event_poke(lane->session->event_fd);
 }
 
 /* Urgent before bulk, where CPUs are few: a fault waits for nobody's bulk. */
@@ -193,13 +188,12 @@ int eng_lanes_accept(struct mf_session *s, struct tp_listener *listener, struct 
 void eng_lane_wake(struct eng_lane *lane)
 {
 	tp_lane_wake(lane->tp);
-	poke(lane->sleep_fd);
+	base_event_poke(lane->sleep_fd);
 }
 
 void eng_lane_take_wake(struct eng_lane *lane)
 {
-	uint64_t n;
-	(void)!read(lane->sleep_fd, &n, sizeof(n));
+	base_event_take(lane->sleep_fd);
 }
 
 int eng_lane_drop(struct mf_session *s, uint32_t id, struct mf_error *err)

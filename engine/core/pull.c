@@ -25,6 +25,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/event.h"
 #include "base/log.h"
 #include "core/engine.h"
 
@@ -82,12 +83,6 @@ static struct eng_lane *urgent_lane(struct mf_session *s)
 	return &s->lanes.lane[s->lanes.n_bulk];
 }
 
-static void poke_session(struct mf_session *s)
-{
-	uint64_t one = 1;
-	(void)!write(s->event_fd, &one, sizeof(one));
-}
-
 /* The bytes of an extent are in our mapping: from now on it is the guest's. */
 static int page_in(struct eng_pull *p, const struct eng_op *op)
 {
@@ -104,7 +99,7 @@ static int page_in(struct eng_pull *p, const struct eng_op *op)
 	atomic_fetch_add_explicit(&s->bytes_moved, pages * ENG_PAGE, memory_order_relaxed);
 	/* acq_rel: who brings it to 0 has seen every page_in before its own */
 	if (atomic_fetch_sub_explicit(&p->left, pages, memory_order_acq_rel) == pages)
-		poke_session(s);
+		base_event_poke(s->event_fd);
 	return code;
 }
 
@@ -314,7 +309,7 @@ static int serve_faults(struct eng_lane *lane, void *ctx)
 		} else {
 			(void)serve_without_lane(p, lane);
 		}
-		poke_session(p->session);
+		base_event_poke(p->session->event_fd);
 	}
 	while (r >= 0 && lane->in_flight) {
 		int done = take_urgent(p, lane);

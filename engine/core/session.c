@@ -14,6 +14,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/event.h"
 #include "base/log.h"
 #include "base/parse.h"
 #include "core/engine.h"
@@ -103,8 +104,7 @@ void mf_session_request(struct mf_session *s, enum mf_request request)
 {
 	int saved = errno;
 	atomic_fetch_or_explicit(&s->requests, 1u << request, memory_order_relaxed);
-	uint64_t one = 1;
-	(void)!write(s->event_fd, &one, sizeof(one));
+	base_event_poke(s->event_fd);
 	errno = saved;
 }
 
@@ -130,9 +130,8 @@ uint64_t eng_timeout(const struct mf_session *s)
 void eng_sleep(struct mf_session *s, uint64_t deadline_us)
 {
 	struct pollfd p = { .fd = s->event_fd, .events = POLLIN };
-	uint64_t n;
 	if (poll(&p, 1, base_left_ms(deadline_us)) > 0)
-		(void)!read(s->event_fd, &n, sizeof(n));
+		base_event_take(s->event_fd);
 }
 
 static int take_abort(struct mf_session *s, wire_msg *msg, struct mf_error *err)

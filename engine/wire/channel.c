@@ -12,6 +12,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/event.h"
 #include "wire/socket.h"
 
 /* Messages read ahead of the session; past it the peer waits, by TCP's own flow control. */
@@ -42,25 +43,13 @@ struct wire_channel {
 	uint64_t heard_us, pinged_us;
 };
 
-static void poke(int fd)
-{
-	uint64_t one = 1;
-	(void)!write(fd, &one, sizeof(one)); /* full counter: somebody is woken anyway */
-}
-
-static void drain(int fd)
-{
-	uint64_t n;
-	(void)!read(fd, &n, sizeof(n));
-}
-
 static void fail(struct wire_channel *ch, int code)
 {
 	pthread_mutex_lock(&ch->lock);
 	if (!ch->failure)
 		ch->failure = code;
 	pthread_mutex_unlock(&ch->lock);
-	poke(ch->notify_fd);
+	base_event_poke(ch->notify_fd);
 }
 
 static int describe_failure(const struct wire_channel *ch, int code, struct mf_error *err)
@@ -128,7 +117,7 @@ static int take_frame(struct wire_channel *ch)
 	assert(ch->count < QUEUE_MAX);
 	ch->queue[(ch->head + ch->count++) % QUEUE_MAX] = msg;
 	pthread_mutex_unlock(&ch->lock);
-	poke(ch->notify_fd);
+	base_event_poke(ch->notify_fd);
 	return 0;
 }
 
@@ -222,7 +211,7 @@ static void *channel_main(void *arg)
 				       { .fd = full ? -1 : ch->fd, .events = POLLIN } };
 		(void)poll(p, 2, base_left_ms(ch->pinged_us + period));
 		if (p[0].revents)
-			drain(ch->wake_fd);
+			base_event_take(ch->wake_fd);
 	}
 }
 
@@ -305,7 +294,7 @@ int wire_channel_next(struct wire_channel *ch, wire_msg **ret, struct mf_error *
 	}
 	pthread_mutex_unlock(&ch->lock);
 	if (was_full)
-		poke(ch->wake_fd);
+		base_event_poke(ch->wake_fd);
 	return r < 0 ? describe_failure(ch, r, err) : r;
 }
 
@@ -316,7 +305,7 @@ void wire_channel_close(struct wire_channel *ch)
 	pthread_mutex_lock(&ch->lock);
 	ch->stop = true;
 	pthread_mutex_unlock(&ch->lock);
-	poke(ch->wake_fd);
+	base_event_poke(ch->wake_fd);
 	pthread_join(ch->thread, NULL);
 	/* An orderly end: what is still in the socket's buffer reaches the peer. */
 	(void)shutdown(ch->fd, SHUT_WR);

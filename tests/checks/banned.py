@@ -50,7 +50,7 @@ TEXT = [
 
 # Pattern over the text of any file: nothing may depend on the machine it was written on.
 MACHINE = [
-    (r"(?<![\w./}$-])/work/", "names one machine's folder", "/work/x"),
+    (r"(?<![\w./}$-])/(?:work|workspace)/", "names one machine's folder", "/workspace/x"),
     (r"(?<![\w./}$-])/root/", "names one user's home: use $HOME", "/root/x"),
     (r"(?<![\w./}$-])/home/\w", "names one user's home: use $HOME", "/home/me"),
 ]

@@ -15,6 +15,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/event.h"
 #include "transport/fabric/fabric_priv.h"
 
 /* CQ entries taken at a time, and polls that find nothing until the EQ is looked at. */
@@ -519,11 +520,8 @@ int tp_fabric_lane_wait(struct tp_lane *base, uint64_t deadline_us)
 void tp_fabric_lane_wake(struct tp_lane *base)
 {
 	struct fab_lane *lane = to_lane(base);
-	uint64_t one = 1;
 
-	/* Can fail only when 2^64-2 wakes are pending, and then it will wake. */
-	ssize_t n = write(lane->wake_fd, &one, sizeof(one));
-	(void)n;
+	base_event_poke(lane->wake_fd);
 }
 
 void tp_fabric_lane_stats(const struct tp_lane *base, struct tp_lane_stats *ret_stats)

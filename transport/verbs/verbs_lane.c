@@ -26,6 +26,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/event.h"
 #include "transport/verbs/verbs_priv.h"
 
 /* Work requests chained at a time, completions taken at a time. */
@@ -548,11 +549,8 @@ int tp_verbs_lane_wait(struct tp_lane *base, uint64_t deadline_us)
 void tp_verbs_lane_wake(struct tp_lane *base)
 {
 	struct vrb_lane *lane = to_lane(base);
-	uint64_t one = 1;
 
-	/* Can fail only when 2^64-2 wakes are pending, and then it will wake. */
-	ssize_t n = write(lane->wake_fd, &one, sizeof(one));
-	(void)n;
+	base_event_poke(lane->wake_fd);
 }
 
 void tp_verbs_lane_stats(const struct tp_lane *base, struct tp_lane_stats *ret_stats)
