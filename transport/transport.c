@@ -3,6 +3,7 @@
 #include "transport/transport.h"
 
 #include <assert.h>
+#include <errno.h>
 #include <string.h>
 
 #ifdef MF_HAVE_VERBS
@@ -52,6 +53,16 @@ void tp_domain_close(struct tp_domain *domain)
 void tp_domain_limits(const struct tp_domain *domain, struct tp_limits *ret_limits)
 {
 	domain->ops->domain_limits(domain, ret_limits);
+}
+
+void tp_domain_stats(const struct tp_domain *domain, struct tp_domain_stats *ret_stats)
+{
+	domain->ops->domain_stats(domain, ret_stats);
+}
+
+int tp_paths(const struct tp_ops *ops, struct tp_path *ret, unsigned cap)
+{
+	return ops->paths(ret, cap);
 }
 
 int tp_mr_reg(struct tp_domain *domain, void *addr, uint64_t len, uint32_t access,
@@ -111,6 +122,23 @@ void tp_lane_close(struct tp_lane *lane)
 {
 	if (lane)
 		lane->domain->ops->lane_close(lane);
+}
+
+int tp_lane_lend(struct tp_lane *lane, struct tp_mr *const *mr, unsigned n, uint32_t access,
+		 uint64_t deadline_us, struct tp_remote *ret_remote)
+{
+	for (unsigned i = 0; i < n; i++)
+		assert(mr[i]->domain == lane->domain && mr[i]->access & TP_LENDABLE);
+	if (!lane->domain->ops->lane_lend)
+		return -EOPNOTSUPP;
+	return lane->domain->ops->lane_lend(lane, mr, n, access, deadline_us, ret_remote);
+}
+
+int tp_lane_revoke(struct tp_lane *lane, uint64_t deadline_us)
+{
+	if (!lane->domain->ops->lane_revoke)
+		return -EOPNOTSUPP;
+	return lane->domain->ops->lane_revoke(lane, deadline_us);
 }
 
 static void check_xfer(const struct tp_lane *lane, const struct tp_xfer *xfer, unsigned n)

@@ -31,7 +31,12 @@
  *  T10 A connection without the right token is refused and never becomes a lane.
  *  T11 connect and accept return by their deadlines.  A refused or silent peer is an error.
  *  T12 A vanished peer fails the lane: each operation outstanding completes with an error.
- *      (A silent one is the engine's to notice: heartbeats of the control channel.)
+ *      One that answers nothing any more does so, too, once something was posted and
+ *      params.silence_ms have passed.  (A silent peer of an idle lane is the engine's to
+ *      notice: heartbeats of the control channel.)
+ *  T13 What lane_lend() lent is reachable on that lane only, with the rights lent.  When
+ *      lane_revoke() has returned, whatever it returned, no operation of the peer on that lane
+ *      reaches that memory any more; our own operations with it go on.
  */
 #ifndef TRANSPORT_H
 #define TRANSPORT_H
@@ -48,12 +53,14 @@
 
 enum tp_cap {
 	TP_CAP_TARGET_PROGRESS = 1u << 0, /* the target's lane owner must run */
+	TP_CAP_PINS = 1u << 1,            /* registering pins: RLIMIT_MEMLOCK, no holes any more */
 };
 
 enum tp_access {
 	TP_LOCAL = 0,              /* source or sink of our own operations only */
 	TP_REMOTE_WRITE = 1u << 0, /* the peer may write */
 	TP_REMOTE_READ = 1u << 1,  /* the peer may read */
+	TP_LENDABLE = 1u << 2,     /* to be lent, lane by lane; only with limits.windows */
 };
 
 struct tp_ops;
@@ -78,14 +85,31 @@ struct tp_lane {
 };
 
 struct tp_domain_params {
-	const char *local; /* address to bind to or reach out from; NULL: any.  Borrowed. */
-	uint32_t depth;    /* operations in flight per lane that the engine wants */
+	const char *local;   /* address to bind to or reach out from; NULL: any.  Borrowed. */
+	uint32_t depth;      /* operations in flight per lane that the engine wants */
+	uint64_t silence_ms; /* a peer that acknowledges nothing for so long is lost; 0: 3 s */
+	bool on_demand;      /* register without pinning, where the device can; else as ever */
 };
 
 struct tp_limits {
 	uint32_t depth;  /* operations in flight per lane */
 	uint64_t max_op; /* bytes of one operation */
 	uint64_t max_mr; /* bytes of one registration */
+	uint64_t gap;    /* so many bytes more in one operation cost less than a second operation */
+	bool windows;    /* memory can be lent and revoked lane by lane, without registering anew */
+	bool on_demand;  /* registrations do not pin */
+};
+
+/* One way out of this host: an address that lanes can be opened on. */
+struct tp_path {
+	char device[64];           /* "mlx5_0"; tcp: the interface's name */
+	char interface[16];        /* network interface that has the address */
+	char address[TP_ADDR_MAX]; /* without a port, "10.0.0.1" or "fd77::1" */
+	char detail[96];           /* for people: port, link layer, GID */
+	uint8_t prefix;            /* leading bits that all addresses of the subnet share */
+	bool up;
+	uint64_t mbit_per_s; /* 0: not known */
+	int numa_node;       /* -1: not known */
 };
 
 /* What the peer needs to reach an mr: opaque numbers, carried by the control channel. */
@@ -113,7 +137,21 @@ struct tp_wc {
 struct tp_lane_stats {
 	uint64_t writes, reads, flushes;
 	uint64_t bytes_written, bytes_read;
-	uint64_t eagain, polled, waited;
+	uint64_t eagain; /* posts that met a full queue and have to be tried again */
+	uint64_t polls;  /* looks for completions */
+	uint64_t waits;  /* times its owner slept for some */
+	/* Operations by whether they ask the device for a completion of their own. */
+	uint64_t signalled, unsignalled;
+	/* Completions by whether polling found them, or an event after sleeping. */
+	uint64_t polled, evented;
+};
+
+/* Counters of a domain. */
+struct tp_domain_stats {
+	uint64_t bytes_pinned;  /* now */
+	uint64_t registrations; /* now */
+	uint64_t windows;       /* now */
+	uint64_t retransmits;   /* by its port since the domain was opened; all users of the port */
 };
 
 struct tp_ops {
@@ -126,6 +164,10 @@ struct tp_ops {
 			   struct tp_domain **ret_domain, struct mf_error *err);
 	void (*domain_close)(struct tp_domain *domain); /* no lanes, listeners, mrs left */
 	void (*domain_limits)(const struct tp_domain *domain, struct tp_limits *ret_limits);
+	void (*domain_stats)(const struct tp_domain *domain, struct tp_domain_stats *ret_stats);
+	/* All ways out of this host, also those that are down; fills at most cap, returns how many
+	 * there are.  Loopback is none. */
+	int (*paths)(struct tp_path *ret, unsigned cap);
 
 	/* memory - slow path, thread-safe within the domain */
 	int (*mr_reg)(struct tp_domain *domain, void *addr, uint64_t len, uint32_t access,
@@ -148,6 +190,14 @@ struct tp_ops {
 	void (*lane_shutdown)(struct tp_lane *lane);
 	/* After shutdown and after every completion was polled, or before any post. */
 	void (*lane_close)(struct tp_lane *lane);
+
+	/* Lends the memory of n mrs registered with TP_LENDABLE to the peer of this lane; nothing
+	 * else is in flight on it.  ret_remote has n entries.  Blocks.  On failure the lane has
+	 * failed and nothing is lent.  NULL without limits.windows. */
+	int (*lane_lend)(struct tp_lane *lane, struct tp_mr *const *mr, unsigned n, uint32_t access,
+			 uint64_t deadline_us, struct tp_remote *ret_remote);
+	/* Takes back all that was lent on this lane (T13).  Blocks.  0, or the lane has failed. */
+	int (*lane_revoke)(struct tp_lane *lane, uint64_t deadline_us);
 
 	/* transfer - data path */
 	int (*post_write)(struct tp_lane *lane, const struct tp_xfer *xfer, unsigned n);
@@ -174,6 +224,8 @@ int tp_domain_open(const struct tp_ops *ops, const struct tp_domain_params *para
 		   struct tp_domain **ret_domain, struct mf_error *err);
 void tp_domain_close(struct tp_domain *domain); /* NULL: nothing */
 void tp_domain_limits(const struct tp_domain *domain, struct tp_limits *ret_limits);
+void tp_domain_stats(const struct tp_domain *domain, struct tp_domain_stats *ret_stats);
+int tp_paths(const struct tp_ops *ops, struct tp_path *ret, unsigned cap);
 int tp_mr_reg(struct tp_domain *domain, void *addr, uint64_t len, uint32_t access,
 	      struct tp_mr **ret_mr, struct mf_error *err);
 void tp_mr_dereg(struct tp_mr *mr); /* NULL: nothing */
@@ -189,6 +241,10 @@ int tp_connect(struct tp_domain *domain, const char *addr, const uint8_t token[T
 	       struct mf_error *err);
 void tp_lane_shutdown(struct tp_lane *lane);
 void tp_lane_close(struct tp_lane *lane); /* NULL: nothing */
+/* -EOPNOTSUPP without limits.windows. */
+int tp_lane_lend(struct tp_lane *lane, struct tp_mr *const *mr, unsigned n, uint32_t access,
+		 uint64_t deadline_us, struct tp_remote *ret_remote);
+int tp_lane_revoke(struct tp_lane *lane, uint64_t deadline_us);
 int tp_post_write(struct tp_lane *lane, const struct tp_xfer *xfer, unsigned n);
 int tp_post_read(struct tp_lane *lane, const struct tp_xfer *xfer, unsigned n);
 int tp_post_flush(struct tp_lane *lane, uint64_t cookie);

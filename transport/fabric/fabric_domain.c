@@ -232,6 +232,19 @@ void tp_fabric_detach_lane(struct fab_domain *domain, struct fab_lane *lane)
 	lane->slot = FAB_LANES_MAX;
 }
 
+static void domain_stats(const struct tp_domain *base, struct tp_domain_stats *ret_stats)
+{
+	(void)base;
+	*ret_stats = (struct tp_domain_stats){ 0 };
+}
+
+static int paths(struct tp_path *ret, unsigned cap)
+{
+	(void)ret;
+	(void)cap;
+	return 0;
+}
+
 const struct tp_ops tp_fabric_ops = {
 	.name = "fabric",
 	.kind = "tcp",
@@ -239,6 +252,8 @@ const struct tp_ops tp_fabric_ops = {
 	.domain_open = domain_open,
 	.domain_close = domain_close,
 	.domain_limits = domain_limits,
+	.domain_stats = domain_stats,
+	.paths = paths,
 	.mr_reg = mr_reg,
 	.mr_dereg = mr_dereg,
 	.mr_remote = mr_remote,

@@ -425,7 +425,7 @@ int tp_fabric_lane_poll(struct tp_lane *base, struct tp_wc *wc, unsigned n)
 	struct fab_lane *lane = to_lane(base);
 	unsigned got = 0;
 
-	count(&lane->stats.polled, 1);
+	count(&lane->stats.polls, 1);
 	while (got < n && lane->n_kept) {
 		wc[got++] = lane->kept[lane->kept_first];
 		lane->kept_first = (lane->kept_first + 1) % lane->depth;
@@ -506,7 +506,7 @@ int tp_fabric_lane_wait(struct tp_lane *base, uint64_t deadline_us)
 		bool sleep = left && !eq_ready && may_sleep_on(lane, &lane->cq->fid);
 		struct epoll_event event[3];
 		int n = epoll_wait(lane->wait_fd, event, BASE_ARRAY_LEN(event), sleep ? left : 0);
-		count(&lane->stats.waited, sleep);
+		count(&lane->stats.waits, sleep);
 		for (int i = 0; i < n; i++) {
 			if (event[i].data.fd == lane->wake_fd && take_wake(lane))
 				return 0;

@@ -114,6 +114,11 @@ static void domain_limits(const struct tp_domain *base, struct tp_limits *ret_li
 	tp_domain_limits(to_domain(base)->inner, ret_limits);
 }
 
+static void domain_stats(const struct tp_domain *base, struct tp_domain_stats *ret_stats)
+{
+	tp_domain_stats(to_domain(base)->inner, ret_stats);
+}
+
 static int mr_reg(struct tp_domain *domain, void *addr, uint64_t len, uint32_t access,
 		  struct tp_mr **ret_mr, struct mf_error *err)
 {
@@ -445,6 +450,26 @@ static int lane_wait(struct tp_lane *base, uint64_t deadline_us)
 	return lane->n_held ? 0 : tp_lane_wait(lane->inner, deadline_us);
 }
 
+static int lane_lend(struct tp_lane *base, struct tp_mr *const *mr, unsigned n, uint32_t access,
+		     uint64_t deadline_us, struct tp_remote *ret_remote)
+{
+	struct faulty_lane *lane = to_lane(base);
+
+	maybe_drop(lane);
+	for (unsigned i = 0; i < n; i++) {
+		struct tp_mr *inner = BASE_CONTAINER_OF(mr[i], struct faulty_mr, base)->inner;
+		int ret = tp_lane_lend(lane->inner, &inner, 1, access, deadline_us, &ret_remote[i]);
+		if (ret)
+			return ret;
+	}
+	return 0;
+}
+
+static int lane_revoke(struct tp_lane *base, uint64_t deadline_us)
+{
+	return tp_lane_revoke(to_lane(base)->inner, deadline_us);
+}
+
 static void lane_wake(struct tp_lane *lane)
 {
 	tp_lane_wake(to_lane(lane)->inner);
@@ -468,6 +493,8 @@ const struct tp_ops *tp_faulty_create(const struct tp_ops *inner, struct tp_faul
 			.domain_open = domain_open,
 			.domain_close = domain_close,
 			.domain_limits = domain_limits,
+			.domain_stats = domain_stats,
+			.paths = inner->paths,
 			.mr_reg = mr_reg,
 			.mr_dereg = mr_dereg,
 			.mr_remote = mr_remote,
@@ -478,6 +505,8 @@ const struct tp_ops *tp_faulty_create(const struct tp_ops *inner, struct tp_faul
 			.connect = connect_lane,
 			.lane_shutdown = lane_shutdown,
 			.lane_close = lane_close,
+			.lane_lend = inner->lane_lend ? lane_lend : NULL,
+			.lane_revoke = inner->lane_revoke ? lane_revoke : NULL,
 			.post_write = post_write,
 			.post_read = post_read,
 			.post_flush = post_flush,

@@ -349,6 +349,19 @@ void tp_verbs_take_async(struct vrb_domain *domain)
 	}
 }
 
+static void domain_stats(const struct tp_domain *base, struct tp_domain_stats *ret_stats)
+{
+	(void)base;
+	*ret_stats = (struct tp_domain_stats){ 0 };
+}
+
+static int paths(struct tp_path *ret, unsigned cap)
+{
+	(void)ret;
+	(void)cap;
+	return 0;
+}
+
 const struct tp_ops tp_verbs_ops = {
 	.name = "verbs",
 	.kind = "verbs",
@@ -356,6 +369,8 @@ const struct tp_ops tp_verbs_ops = {
 	.domain_open = domain_open,
 	.domain_close = domain_close,
 	.domain_limits = domain_limits,
+	.domain_stats = domain_stats,
+	.paths = paths,
 	.mr_reg = mr_reg,
 	.mr_dereg = mr_dereg,
 	.mr_remote = mr_remote,

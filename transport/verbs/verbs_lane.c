@@ -301,7 +301,7 @@ int tp_verbs_lane_poll(struct tp_lane *base, struct tp_wc *wc, unsigned n)
 	struct vrb_lane *lane = to_lane(base);
 	unsigned got = 0;
 
-	count(&lane->stats.polled, 1);
+	count(&lane->stats.polls, 1);
 	if (!has_something(lane)) {
 		if (++lane->quiet >= QUIET_POLLS) {
 			lane->quiet = 0;
@@ -537,7 +537,7 @@ int tp_verbs_lane_wait(struct tp_lane *base, uint64_t deadline_us)
 			arm_cq(lane);
 			if (has_something(lane))
 				return 0;
-			count(&lane->stats.waited, 1);
+			count(&lane->stats.waits, 1);
 		}
 		if (await_events(lane, left))
 			return 0;
