@@ -41,6 +41,11 @@ static void *run_pump(void *arg)
 	while (!atomic_load(&pump->stop)) {
 		if (atomic_exchange(&pump->shut_lane, false))
 			tp_lane_shutdown(pump->lane);
+		void (*call)(struct tp_lane *, void *) = atomic_exchange(&pump->call, NULL);
+		if (call) {
+			call(pump->lane, pump->call_arg);
+			(void)sem_post(&pump->called);
+		}
 		int n = tp_lane_poll(pump->lane, wc, BATCH);
 		if (n < 0) {
 			atomic_store(&pump->ended, n);
@@ -70,6 +75,7 @@ void rig_add_lane(struct rig *rig, unsigned nr)
 
 	memset(pump, 0, sizeof(*pump));
 	pump->rig = rig;
+	assert_int_equal(sem_init(&pump->called, 0, 0), 0);
 	assert_int_equal(pthread_create(&acceptor, NULL, run_accept, pump), 0);
 	int ret = tp_connect(rig->near_domain, rig->addr, rig->token, nr,
 			     base_deadline_ms(RIG_PATIENCE_MS), &rig->lane[nr], &err);
@@ -112,9 +118,27 @@ void rig_shut_far(struct rig *rig, unsigned nr)
 	tp_lane_wake(rig->pump[nr].lane);
 }
 
+void rig_on_far(struct rig *rig, unsigned nr, void (*call)(struct tp_lane *lane, void *arg),
+		void *arg)
+{
+	struct rig_pump *pump = &rig->pump[nr];
+	struct timespec until;
+
+	pump->call_arg = arg;
+	atomic_store(&pump->call, call);
+	tp_lane_wake(pump->lane);
+	assert_int_equal(clock_gettime(CLOCK_REALTIME, &until), 0);
+	until.tv_sec += RIG_PATIENCE_MS / 1000;
+	while (sem_timedwait(&pump->called, &until))
+		assert_int_equal(errno, EINTR);
+}
+
 void rig_open(struct rig *rig, const struct rig_params *params)
 {
-	struct tp_domain_params domain = { .local = rig_host(), .depth = params->depth };
+	struct tp_domain_params domain = { .local = rig_host(),
+					   .depth = params->depth,
+					   .silence_ms = params->silence_ms,
+					   .on_demand = params->on_demand };
 	struct mf_error err = { 0 };
 	char any_port[TP_ADDR_MAX];
 

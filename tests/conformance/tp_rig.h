@@ -8,6 +8,7 @@
 #define TP_RIG_H
 
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdatomic.h>
 
 #include "transport/transport.h"
@@ -22,6 +23,8 @@ struct rig_params {
 	unsigned n_lanes;
 	uint64_t bytes; /* of memory at each end */
 	uint32_t far_access;
+	uint64_t silence_ms;
+	bool on_demand;
 };
 
 struct rig_pump {
@@ -30,6 +33,10 @@ struct rig_pump {
 	pthread_t thread;
 	_Atomic bool stop, shut_lane;
 	_Atomic int ended; /* the code with which the lane failed */
+	/* What the thread shall do in between, and that it has. */
+	void (*_Atomic call)(struct tp_lane *lane, void *arg);
+	void *call_arg;
+	sem_t called;
 };
 
 struct rig {
@@ -66,6 +73,9 @@ void rig_drop_lane(struct rig *rig, unsigned nr);
 void rig_close(struct rig *rig);
 /* Makes the far end of the lane shut it down. */
 void rig_shut_far(struct rig *rig, unsigned nr);
+/* Has the owner of the lane's far end call this, and waits for it. */
+void rig_on_far(struct rig *rig, unsigned nr, void (*call)(struct tp_lane *lane, void *arg),
+		void *arg);
 
 /* An operation between the same offset of both memories; the cookie is given. */
 struct tp_xfer rig_xfer(const struct rig *rig, uint64_t near_at, uint64_t far_at, uint64_t len,

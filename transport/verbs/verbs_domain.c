@@ -35,6 +35,9 @@ static int open_device(struct ibv_device *device, uint8_t port, struct vrb_domai
 	if (ret)
 		return base_error_sys(err, -ret, MF_SCOPE_HOST, "RDMA device %s: cannot be asked",
 				      name);
+	domain->windows = domain->attr.max_mw > 0 &&
+			  domain->attr.device_cap_flags &
+				  (IBV_DEVICE_MEM_WINDOW_TYPE_2A | IBV_DEVICE_MEM_WINDOW_TYPE_2B);
 	domain->max_op = attr.max_msg_sz < VRB_OP_MAX ? attr.max_msg_sz : VRB_OP_MAX;
 	return 0;
 }
@@ -164,6 +167,14 @@ static void free_domain(struct vrb_domain *domain)
 	free(domain);
 }
 
+/* Some drivers say they have windows, and then have no function for them. */
+static void try_window(struct vrb_domain *domain)
+{
+	struct ibv_mw *mw = domain->windows ? ibv_alloc_mw(domain->pd, IBV_MW_TYPE_2) : NULL;
+
+	domain->windows = mw && !ibv_dealloc_mw(mw);
+}
+
 static uint32_t at_most(uint32_t depth, int limit)
 {
 	return limit > 0 && (uint32_t)limit < depth ? (uint32_t)limit : depth;
@@ -182,8 +193,8 @@ static int domain_open(const struct tp_ops *ops, const struct tp_domain_params *
 	if (ret)
 		goto fail;
 	domain->depth = at_most(params->depth, VRB_DEPTH_MAX);
-	domain->depth = at_most(domain->depth, domain->attr.max_qp_wr);
-	domain->depth = at_most(domain->depth, domain->attr.max_cqe);
+	domain->depth = at_most(domain->depth, domain->attr.max_qp_wr - (int)VRB_OWN_MAX);
+	domain->depth = at_most(domain->depth, domain->attr.max_cqe - (int)VRB_OWN_MAX);
 	domain->pd = ibv_alloc_pd(domain->context);
 	ret = domain->pd ? open_scratch(domain) : -errno;
 	if (ret) {
@@ -191,6 +202,7 @@ static int domain_open(const struct tp_ops *ops, const struct tp_domain_params *
 				     ibv_get_device_name(domain->context->device));
 		goto fail;
 	}
+	try_window(domain);
 	*ret_domain = &domain->base;
 	return 0;
 fail:
@@ -215,6 +227,7 @@ static void domain_limits(const struct tp_domain *base, struct tp_limits *ret_li
 		.depth = domain->depth,
 		.max_op = domain->max_op,
 		.max_mr = max_mr && max_mr < INT64_MAX ? max_mr : INT64_MAX, /* 0: no limit */
+		.windows = domain->windows,
 	};
 }
 
@@ -246,6 +259,7 @@ static int mr_reg(struct tp_domain *base, void *addr, uint64_t len, uint32_t acc
 	struct vrb_domain *domain = BASE_CONTAINER_OF(base, struct vrb_domain, base);
 	int rights = IBV_ACCESS_LOCAL_WRITE;
 
+	assert(domain->windows || !(access & TP_LENDABLE));
 	struct vrb_mr *mr = calloc(1, sizeof(*mr));
 	if (!mr)
 		return base_error_sys(err, -ENOMEM, MF_SCOPE_SESSION, "memory registration");
@@ -254,6 +268,8 @@ static int mr_reg(struct tp_domain *base, void *addr, uint64_t len, uint32_t acc
 		rights |= IBV_ACCESS_REMOTE_WRITE;
 	if (access & TP_REMOTE_READ)
 		rights |= IBV_ACCESS_REMOTE_READ;
+	if (access & TP_LENDABLE)
+		rights |= IBV_ACCESS_MW_BIND;
 	mr->mr = ibv_reg_mr(domain->pd, addr, len, rights);
 	if (!mr->mr && errno == EFAULT && !(access & TP_REMOTE_WRITE))
 		mr->mr = ibv_reg_mr(domain->pd, addr, len, rights & ~IBV_ACCESS_LOCAL_WRITE);
@@ -351,8 +367,11 @@ void tp_verbs_take_async(struct vrb_domain *domain)
 
 static void domain_stats(const struct tp_domain *base, struct tp_domain_stats *ret_stats)
 {
-	(void)base;
-	*ret_stats = (struct tp_domain_stats){ 0 };
+	const struct vrb_domain *domain = BASE_CONTAINER_OF(base, struct vrb_domain, base);
+
+	*ret_stats = (struct tp_domain_stats){
+		.windows = __atomic_load_n(&domain->n_windows, __ATOMIC_RELAXED),
+	};
 }
 
 static int paths(struct tp_path *ret, unsigned cap)
@@ -381,6 +400,8 @@ const struct tp_ops tp_verbs_ops = {
 	.connect = tp_verbs_connect,
 	.lane_shutdown = tp_verbs_lane_shutdown,
 	.lane_close = tp_verbs_lane_close,
+	.lane_lend = tp_verbs_lane_lend,
+	.lane_revoke = tp_verbs_lane_revoke,
 	.post_write = tp_verbs_post_write,
 	.post_read = tp_verbs_post_read,
 	.post_flush = tp_verbs_post_flush,

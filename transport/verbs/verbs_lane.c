@@ -37,6 +37,8 @@
 #define SIGNAL_BYTES (256u << 10)
 /* Polls that find nothing until the CM and the device are looked at. */
 #define QUIET_POLLS 64
+/* In a wr_id: a request of the lane's own, and the rest is its number among those. */
+#define OWN (1ull << 63)
 
 static struct vrb_lane *to_lane(struct tp_lane *base)
 {
@@ -71,7 +73,8 @@ static int open_queues(struct vrb_lane *lane, struct vrb_domain *domain)
 	int ret = set_nonblocking(lane->comp->fd);
 	if (ret)
 		return ret;
-	lane->cq = ibv_create_cq(domain->context, (int)lane->depth, NULL, lane->comp, 0);
+	uint32_t entries = lane->depth + (domain->windows ? VRB_OWN_MAX : 0);
+	lane->cq = ibv_create_cq(domain->context, (int)entries, NULL, lane->comp, 0);
 	if (!lane->cq)
 		return -errno;
 	struct ibv_qp_init_attr attr = {
@@ -79,7 +82,7 @@ static int open_queues(struct vrb_lane *lane, struct vrb_domain *domain)
 		.send_cq = lane->cq,
 		.recv_cq = lane->cq,
 		/* Not every driver takes an empty receive queue; nothing comes into this one. */
-		.cap = { .max_send_wr = lane->depth,
+		.cap = { .max_send_wr = entries,
 			 .max_recv_wr = 1,
 			 .max_send_sge = 1,
 			 .max_recv_sge = 1 },
@@ -152,6 +155,7 @@ static void destroy_qp(struct vrb_lane *lane)
 	tp_verbs_unlist_lane(domain_of(lane), lane);
 	if (!lane->qp)
 		return;
+	tp_verbs_free_windows(lane);
 	int ret = ibv_destroy_qp(lane->qp);
 	assert(!ret); /* else the device could go on */
 	(void)ret;
@@ -217,8 +221,6 @@ static int code_of(enum ibv_wc_status status)
 	}
 }
 
-static void fail_lane(struct vrb_lane *lane, int code);
-
 /* Takes what the CQ has.  Unsignalled operations that end in a failing one's shadow count as
  * failed: some devices tell of each of them, others of none. */
 static void reap(struct vrb_lane *lane)
@@ -227,21 +229,25 @@ static void reap(struct vrb_lane *lane)
 	int broken = lane->failed, n;
 
 	do {
-		n = lane->done < lane->posted ? ibv_poll_cq(lane->cq, REAP_BATCH, wc) : 0;
+		bool idle = lane->done == lane->posted && lane->own_done == lane->own_posted;
+		n = idle ? 0 : ibv_poll_cq(lane->cq, REAP_BATCH, wc);
 		for (int i = 0; i < n; i++) {
 			int code = code_of(wc[i].status);
 			bool flushed = wc[i].status == IBV_WC_WR_FLUSH_ERR;
-			finish_to(lane, wc[i].wr_id + 1, flushed && broken ? broken : code);
+			if (wc[i].wr_id & OWN)
+				lane->own_done = (wc[i].wr_id & ~OWN) + 1;
+			else
+				finish_to(lane, wc[i].wr_id + 1, flushed && broken ? broken : code);
 			broken = broken ? broken : code;
 		}
 	} while (n == REAP_BATCH);
 	if (n < 0)
 		broken = broken ? broken : -EIO;
 	if (broken)
-		fail_lane(lane, broken);
+		tp_verbs_fail_lane(lane, broken);
 }
 
-static void fail_lane(struct vrb_lane *lane, int code)
+void tp_verbs_fail_lane(struct vrb_lane *lane, int code)
 {
 	if (lane->failed)
 		return;
@@ -250,11 +256,12 @@ static void fail_lane(struct vrb_lane *lane, int code)
 	(void)rdma_disconnect(lane->id);
 	destroy_qp(lane);
 	finish_to(lane, lane->posted, code);
+	lane->own_done = lane->own_posted;
 }
 
 void tp_verbs_lane_shutdown(struct tp_lane *base)
 {
-	fail_lane(to_lane(base), -ECANCELED);
+	tp_verbs_fail_lane(to_lane(base), -ECANCELED);
 }
 
 /* A connected lane's CM has one thing to say. */
@@ -267,7 +274,7 @@ static void check_cm(struct vrb_lane *lane)
 		if (ret == -EAGAIN)
 			return;
 		if (ret)
-			fail_lane(lane, ret);
+			tp_verbs_fail_lane(lane, ret);
 		if (ret)
 			return;
 		switch (event.type) {
@@ -276,23 +283,29 @@ static void check_cm(struct vrb_lane *lane)
 		case RDMA_CM_EVENT_TIMEWAIT_EXIT:
 			break;
 		case RDMA_CM_EVENT_DEVICE_REMOVAL:
-			fail_lane(lane, -ENODEV);
+			tp_verbs_fail_lane(lane, -ENODEV);
 			break;
 		default:
-			fail_lane(lane, -ECONNRESET);
+			tp_verbs_fail_lane(lane, -ECONNRESET);
 		}
 	}
+}
+
+static void check_for_work(struct vrb_lane *lane)
+{
+	int struck = atomic_load_explicit(&lane->struck, memory_order_relaxed);
+
+	if (struck)
+		tp_verbs_fail_lane(lane, struck);
+	if (!lane->failed)
+		reap(lane);
 }
 
 /* True: poll would have something. */
 static bool has_something(struct vrb_lane *lane)
 {
-	int struck = atomic_load_explicit(&lane->struck, memory_order_relaxed);
-
-	if (struck)
-		fail_lane(lane, struck);
-	if (lane->taken == lane->done && !lane->failed)
-		reap(lane);
+	if (lane->taken == lane->done || atomic_load_explicit(&lane->struck, memory_order_relaxed))
+		check_for_work(lane);
 	return lane->taken < lane->done || lane->failed;
 }
 
@@ -344,7 +357,7 @@ static unsigned post_chain(struct vrb_lane *lane, struct ibv_send_wr *wr, unsign
 	unsigned taken = ret ? (unsigned)(bad - wr) : n;
 	lane->posted += taken;
 	if (ret)
-		fail_lane(lane, -ret);
+		tp_verbs_fail_lane(lane, -ret);
 	return taken;
 }
 
@@ -464,7 +477,7 @@ static void arm_cq(struct vrb_lane *lane)
 		return;
 	int ret = ibv_req_notify_cq(lane->cq, 0);
 	if (ret)
-		fail_lane(lane, -ret);
+		tp_verbs_fail_lane(lane, -ret);
 	lane->armed = true;
 }
 
@@ -498,7 +511,7 @@ static bool await_events(struct vrb_lane *lane, int timeout_ms)
 		if (event[i].data.fd == lane->wake_fd)
 			woken = take_wake(lane);
 		else if (event[i].events & (EPOLLERR | EPOLLHUP))
-			fail_lane(lane, -ENODEV); /* the device was taken away */
+			tp_verbs_fail_lane(lane, -ENODEV); /* the device was taken away */
 		else if (event[i].data.fd == lane->comp->fd)
 			take_cq_events(lane);
 		else if (event[i].data.fd == lane->channel->fd)
@@ -507,6 +520,41 @@ static bool await_events(struct vrb_lane *lane, int timeout_ms)
 			tp_verbs_take_async(domain);
 	}
 	return woken;
+}
+
+int tp_verbs_run_own(struct vrb_lane *lane, struct ibv_send_wr *wr, unsigned n,
+		     uint64_t deadline_us)
+{
+	struct ibv_send_wr *bad;
+	bool woken = false;
+
+	assert(n && n <= VRB_OWN_MAX && lane->own_done == lane->own_posted);
+	for (unsigned i = 0; i < n; i++) {
+		wr[i].wr_id = OWN | (lane->own_posted + i);
+		wr[i].next = i + 1 < n ? &wr[i + 1] : NULL;
+	}
+	wr[n - 1].send_flags = IBV_SEND_SIGNALED;
+	int ret = ibv_post_send(lane->qp, wr, &bad);
+	if (ret)
+		tp_verbs_fail_lane(lane, -ret);
+	else
+		lane->own_posted += n;
+	for (;;) {
+		check_for_work(lane);
+		if (lane->failed || lane->own_done == lane->own_posted)
+			break;
+		int left = base_left_ms(deadline_us);
+		if (!left)
+			tp_verbs_fail_lane(lane, -ETIMEDOUT);
+		arm_cq(lane);
+		check_for_work(lane);
+		if (lane->failed || lane->own_done == lane->own_posted)
+			break;
+		woken |= await_events(lane, left);
+	}
+	if (woken)
+		tp_verbs_lane_wake(&lane->base); /* it was meant for the next wait */
+	return lane->failed;
 }
 
 int tp_verbs_lane_arm(struct tp_lane *base, int *ret_fd)

@@ -14,6 +14,8 @@
  *   back pressure    lane->posted - lane->taken never exceeds depth, and the queues hold depth
  *   cookies          a ring of them by sequence number, which is the wr_id: a signalled completion
  *                    completes the unsignalled operations before it (verbs_lane.c)
+ *   lending          memory windows, bound and invalidated by requests of the lane's own
+ *                    (verbs_window.c)
  *   delivery         a READ of 8 bytes of the peer's scratch memory behind the writes
  *   admission        a token in the connect request, checked before there is a queue pair (verbs_cm.c)
  *   dead peers       the CM's disconnect event, asynchronous events, retry timeouts of the queue pair
@@ -36,6 +38,8 @@
 #include "transport/transport.h"
 
 #define VRB_DEPTH_MAX 4096u
+/* Requests of a lane's own at a time, beside the operations of its user. */
+#define VRB_OWN_MAX 16u
 /* One read or write; more would keep a lane's other work waiting for too long. */
 #define VRB_OP_MAX (1ull << 30)
 /* The acknowledgement timeout is 4.096 us * 2^this = 268 ms (hardware may take up to four times as
@@ -64,9 +68,12 @@ struct vrb_domain {
 	struct ibv_device_attr attr;
 	uint32_t depth;
 	uint64_t max_op;
+	bool windows;
 	struct sockaddr_storage local; /* ss_family AF_UNSPEC: any address of the device */
 	struct vrb_scratch *scratch;
 	struct ibv_mr *lent_mr, *sink_mr;
+	/* any thread, atomic */
+	uint64_t n_windows; /* lent now */
 	/* lock protects what follows */
 	pthread_mutex_t lock;
 	struct vrb_lane *lanes; /* those with a queue pair: whom asynchronous events may concern */
@@ -112,6 +119,10 @@ struct vrb_lane {
 	/* Operations by sequence number: taken <= done <= posted <= taken + depth. */
 	uint64_t posted, done, taken;
 	struct vrb_op *ops; /* depth of them; number n is ops[n % depth] */
+	/* Requests of the lane's own (verbs_window.c), with numbers of their own. */
+	uint64_t own_posted, own_done;
+	struct ibv_mw **windows; /* the first n_lent are bound */
+	unsigned n_windows, n_lent;
 	struct tp_lane_stats stats;
 };
 
@@ -130,6 +141,11 @@ int tp_verbs_lane_create(struct vrb_domain *domain, struct rdma_event_channel *c
 			 struct rdma_cm_id *id, uint32_t lane_id, struct vrb_lane **ret_lane,
 			 struct mf_error *err);
 void tp_verbs_lane_destroy(struct vrb_lane *lane);
+void tp_verbs_fail_lane(struct vrb_lane *lane, int code);
+/* Posts n requests of the lane's own, at most VRB_OWN_MAX, and sleeps until they have completed.
+ * 0, or the code with which the lane has failed. */
+int tp_verbs_run_own(struct vrb_lane *lane, struct ibv_send_wr *wr, unsigned n,
+		     uint64_t deadline_us);
 void tp_verbs_lane_shutdown(struct tp_lane *lane);
 void tp_verbs_lane_close(struct tp_lane *lane);
 int tp_verbs_post_write(struct tp_lane *lane, const struct tp_xfer *xfer, unsigned n);
@@ -140,6 +156,12 @@ int tp_verbs_lane_arm(struct tp_lane *lane, int *ret_fd);
 int tp_verbs_lane_wait(struct tp_lane *lane, uint64_t deadline_us);
 void tp_verbs_lane_wake(struct tp_lane *lane);
 void tp_verbs_lane_stats(const struct tp_lane *lane, struct tp_lane_stats *ret_stats);
+
+/* verbs_window.c */
+void tp_verbs_free_windows(struct vrb_lane *lane);
+int tp_verbs_lane_lend(struct tp_lane *lane, struct tp_mr *const *mr, unsigned n, uint32_t access,
+		       uint64_t deadline_us, struct tp_remote *ret_remote);
+int tp_verbs_lane_revoke(struct tp_lane *lane, uint64_t deadline_us);
 
 /* verbs_cm.c */
 /* An event without what librdmacm keeps: it has been acknowledged. */
