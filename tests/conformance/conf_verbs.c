@@ -24,6 +24,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "tests/conformance/tp_rig.h"
+#include "transport/verbs/verbs_priv.h"
 
 #define KIB      1024u
 #define MIB      (1024u * KIB)
@@ -33,14 +34,19 @@
 static struct rig rig;
 static struct ledger ledger;
 
+static struct rig_params params_of(uint32_t depth, unsigned n_lanes, uint64_t bytes)
+{
+	return (struct rig_params){ .near_ops = tp_find("verbs"),
+				    .far_ops = tp_find("verbs"),
+				    .depth = depth,
+				    .n_lanes = n_lanes,
+				    .bytes = bytes,
+				    .far_access = BOTH };
+}
+
 static void open_rig(uint32_t depth, unsigned n_lanes, uint64_t bytes)
 {
-	const struct rig_params params = { .near_ops = tp_find("verbs"),
-					   .far_ops = tp_find("verbs"),
-					   .depth = depth,
-					   .n_lanes = n_lanes,
-					   .bytes = bytes,
-					   .far_access = BOTH };
+	const struct rig_params params = params_of(depth, n_lanes, bytes);
 
 	memset(&ledger, 0, sizeof(ledger));
 	rig_open(&rig, &params);
@@ -348,6 +354,58 @@ static void a_port_that_goes_down_fails_its_lanes(void **state)
 	rig_close(&rig);
 }
 
+/* Silence */
+
+static struct ibv_qp *qp_of(struct tp_lane *lane)
+{
+	return BASE_CONTAINER_OF(lane, struct vrb_lane, base)->qp;
+}
+
+/* From now on the device drops what comes for this end, and tells nobody. */
+static void fall_silent(struct tp_lane *lane, void *arg)
+{
+	struct ibv_qp_attr attr = { .qp_state = IBV_QPS_RESET };
+
+	*(int *)arg = ibv_modify_qp(qp_of(lane), &attr, IBV_QP_STATE);
+}
+
+static void a_silent_peer_fails_what_is_outstanding(void **state)
+{
+	static const unsigned silences_ms[] = { 200, 1000 };
+	struct rig_params params = params_of(16, 2, MIB);
+	int ret = 1;
+
+	(void)state;
+	for (unsigned round = 0; round < BASE_ARRAY_LEN(silences_ms); round++) {
+		memset(&ledger, 0, sizeof(ledger));
+		params.silence_ms = silences_ms[round];
+		rig_open(&rig, &params);
+		rig_on_far(&rig, 0, fall_silent, &ret);
+		assert_int_equal(ret, 0);
+		uint64_t start = base_now_us();
+		for (unsigned i = 0; i < 4; i++) {
+			struct tp_xfer x = rig_xfer(&rig, 0, 0, 64 * KIB, 3 * i);
+			assert_int_equal(tp_post_write(rig.lane[0], &x, 1), 1);
+			x.cookie++;
+			assert_int_equal(tp_post_read(rig.lane[0], &x, 1), 1);
+			assert_int_equal(tp_post_flush(rig.lane[0], 3 * i + 2), 0);
+		}
+		assert_int_equal(ledger_collect_failure(&ledger, rig.lane[0]), -ETIMEDOUT);
+		/* Not at the first try, and not much later than asked for. */
+		uint64_t took_ms = (base_now_us() - start) / 1000;
+		assert_in_range(took_ms, params.silence_ms / 10, params.silence_ms * 10);
+		assert_int_equal(ledger.n_done, 12);
+		assert_int_equal(ledger.n_failed, 12);
+		/* The other one talks on. */
+		memset(&ledger, 0, sizeof(ledger));
+		struct tp_xfer x = rig_xfer(&rig, 0, 0, MIB, 0);
+		ledger_post(&ledger, rig.lane[1], &x, 1, tp_post_write);
+		ledger_flush(&ledger, rig.lane[1], 1);
+		assert_int_equal(ledger.n_failed, 0);
+		rig_close(&rig);
+	}
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -357,6 +415,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(memory_mapped_for_reading_can_be_a_source),
 		cmocka_unit_test(strangers_are_refused),
 		cmocka_unit_test(half_a_connection_does_not_hinder),
+		cmocka_unit_test(a_silent_peer_fails_what_is_outstanding),
 		cmocka_unit_test(a_port_that_goes_down_fails_its_lanes),
 	};
 	const struct tp_domain_params params = { .local = rig_host(), .depth = 1 };

@@ -148,9 +148,9 @@ int tp_verbs_channel_wait(struct rdma_event_channel *channel, uint64_t deadline_
 
 /* Queue pairs */
 
-static void set_ack_timeout(struct rdma_cm_id *id)
+static void set_ack_timeout(const struct vrb_domain *domain, struct rdma_cm_id *id)
 {
-	uint8_t timeout = VRB_ACK_TIMEOUT;
+	uint8_t timeout = domain->ack_timeout;
 
 	/* Kernels before 5.3 have it not, and their own choice works, later. */
 	(void)rdma_set_option(id, RDMA_OPTION_ID, RDMA_OPTION_ID_ACK_TIMEOUT, &timeout,
@@ -176,8 +176,11 @@ static int modify(struct vrb_lane *lane, struct rdma_cm_id *id, enum ibv_qp_stat
 		return -ret;
 	if (port.link_layer == IBV_LINK_LAYER_INFINIBAND)
 		mask &= ~ROCE_ATTRS;
+	/* Each side by its own patience; the CM would give both the connecting one's retries. */
 	if (mask & IBV_QP_TIMEOUT)
-		attr.timeout = VRB_ACK_TIMEOUT;
+		attr.timeout = to_domain(lane->base.domain)->ack_timeout;
+	if (mask & IBV_QP_RETRY_CNT)
+		attr.retry_cnt = VRB_RETRIES;
 	/* The accepting side's CM does not know them before its answer has gone out. */
 	if (accepted && (mask & IBV_QP_MAX_DEST_RD_ATOMIC))
 		attr.max_dest_rd_atomic = accepted->responder_resources;
@@ -268,7 +271,7 @@ static int resolve(struct vrb_domain *domain, struct rdma_event_channel *channel
 		src = NULL;
 	else if (src->sa_family != dst->sa_family)
 		return base_error_sys(err, -EAFNOSUPPORT, MF_SCOPE_LANE, "address %s", addr);
-	set_ack_timeout(id);
+	set_ack_timeout(domain, id);
 	int left = base_left_ms(deadline_us);
 	/* 0 is no timeout to librdmacm. */
 	if (rdma_resolve_addr(id, src, (struct sockaddr *)dst, left > 0 ? left : 1))
@@ -307,7 +310,7 @@ static int shake_hands(struct vrb_domain *domain, struct vrb_lane *lane,
 		.responder_resources = atoms(domain->attr.max_qp_rd_atom),
 		.initiator_depth = atoms(domain->attr.max_qp_init_rd_atom),
 		.retry_count = VRB_RETRIES,
-		.rnr_retry_count = VRB_RETRIES,
+		.rnr_retry_count = VRB_RNR_RETRIES,
 		.qp_num = lane->qp->qp_num,
 	};
 	struct vrb_event event;
@@ -518,7 +521,7 @@ static int welcome_peer(struct vrb_domain *domain, struct vrb_lane *lane,
 					       : answers,
 		.initiator_depth =
 			request->initiator_depth < asks ? request->initiator_depth : asks,
-		.rnr_retry_count = VRB_RETRIES,
+		.rnr_retry_count = VRB_RNR_RETRIES,
 		.qp_num = lane->qp->qp_num,
 	};
 
@@ -555,7 +558,7 @@ static int set_up(struct vrb_domain *domain, struct rdma_cm_id *id, uint32_t lan
 		return base_error_sys(err, ret, MF_SCOPE_LANE, "RDMA connection manager");
 	if (rdma_migrate_id(id, *ret_channel))
 		return -ECONNRESET;
-	set_ack_timeout(id);
+	set_ack_timeout(domain, id);
 	return tp_verbs_lane_create(domain, *ret_channel, id, lane_id, ret_lane, err);
 }
 

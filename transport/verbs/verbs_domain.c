@@ -180,6 +180,21 @@ static uint32_t at_most(uint32_t depth, int limit)
 	return limit > 0 && (uint32_t)limit < depth ? (uint32_t)limit : depth;
 }
 
+/*
+ * The longest timeout whose tries all fit into the silence: what is timed is the peer's, and not a
+ * loaded network's.  Hardware may take up to four times as long (IBTA vol. 1, 9.7.6.1.3), and has a
+ * least timeout of its own.
+ */
+static uint8_t choose_ack_timeout(uint64_t silence_ms)
+{
+	const uint64_t silence_ns = (silence_ms ? silence_ms : VRB_SILENCE_MS) * 1000000u;
+	uint8_t timeout = 1; /* 0 is for ever, and 31 the most */
+
+	while (timeout < 31 && (VRB_RETRIES + 1) * (4096ull << (timeout + 1)) <= silence_ns)
+		timeout++;
+	return timeout;
+}
+
 static int domain_open(const struct tp_ops *ops, const struct tp_domain_params *params,
 		       struct tp_domain **ret_domain, struct mf_error *err)
 {
@@ -187,6 +202,7 @@ static int domain_open(const struct tp_ops *ops, const struct tp_domain_params *
 	if (!domain)
 		return base_error_sys(err, -ENOMEM, MF_SCOPE_HOST, "RDMA");
 	domain->base.ops = ops;
+	domain->ack_timeout = choose_ack_timeout(params->silence_ms);
 	(void)pthread_mutex_init(&domain->lock, NULL);
 
 	int ret = find_device(domain, params->local, err);

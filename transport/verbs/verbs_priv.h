@@ -42,11 +42,11 @@
 #define VRB_OWN_MAX 16u
 /* One read or write; more would keep a lane's other work waiting for too long. */
 #define VRB_OP_MAX (1ull << 30)
-/* The acknowledgement timeout is 4.096 us * 2^this = 268 ms (hardware may take up to four times as
- * long); eight tries, and the lane has failed.  The kernel's own choice is 2.1 s on 6.1. */
-#define VRB_ACK_TIMEOUT 16u
-/* Both are three bits; 7 is for ever with RNR. */
-#define VRB_RETRIES 7u
+/* Tries again of a request without acknowledgement, and without a receive.  Three bits each; 7 is
+ * for ever with the latter, and with Soft-RoCE also with the former (rxe_comp.c). */
+#define VRB_RETRIES     6u
+#define VRB_RNR_RETRIES 7u
+#define VRB_SILENCE_MS  3000u
 
 struct vrb_mr {
 	struct tp_mr base;
@@ -68,6 +68,7 @@ struct vrb_domain {
 	struct ibv_device_attr attr;
 	uint32_t depth;
 	uint64_t max_op;
+	uint8_t ack_timeout; /* 4.096 us * 2^this for each try */
 	bool windows;
 	struct sockaddr_storage local; /* ss_family AF_UNSPEC: any address of the device */
 	struct vrb_scratch *scratch;
