@@ -52,6 +52,15 @@ static void open_rig(uint32_t depth, unsigned n_lanes, uint64_t bytes)
 	rig_open(&rig, &params);
 }
 
+static void set_link(const char *state)
+{
+	char command[128];
+
+	(void)snprintf(command, sizeof(command), "ip link set %s %s", getenv("MEMFERRY_TEST_LINK"),
+		       state);
+	assert_int_equal(system(command), 0);
+}
+
 static void an_address_without_a_device_is_named(void **state)
 {
 	const struct tp_domain_params params = { .local = "127.0.0.1", .depth = 8 };
@@ -317,15 +326,6 @@ static void half_a_connection_does_not_hinder(void **state)
 
 /* The device's events */
 
-static void set_link(const char *state)
-{
-	char command[128];
-
-	(void)snprintf(command, sizeof(command), "ip link set %s %s", getenv("MEMFERRY_TEST_LINK"),
-		       state);
-	assert_int_equal(system(command), 0);
-}
-
 static void a_port_that_goes_down_fails_its_lanes(void **state)
 {
 	struct tp_wc wc;
@@ -352,6 +352,59 @@ static void a_port_that_goes_down_fails_its_lanes(void **state)
 	}
 	set_link("up");
 	rig_close(&rig);
+}
+
+/* Paths */
+
+static const struct tp_path *find_path(const struct tp_path *paths, int n, const char *address)
+{
+	for (int i = 0; i < n; i++) {
+		if (!strcmp(paths[i].address, address))
+			return &paths[i];
+	}
+	return NULL;
+}
+
+/* The machine of tests/vm has both addresses; elsewhere the one that the tests use is there. */
+static void the_addresses_of_the_device_are_paths(void **state)
+{
+	static struct tp_path paths[64];
+	const char *link = getenv("MEMFERRY_TEST_LINK");
+
+	(void)state;
+	int n = tp_paths(tp_find("verbs"), paths, BASE_ARRAY_LEN(paths));
+	assert_in_range(n, 1, BASE_ARRAY_LEN(paths));
+	for (int i = 0; i < n; i++)
+		(void)printf("%s %s %s/%u %s %lu Mbit/s, node %d%s\n", paths[i].device,
+			     paths[i].interface, paths[i].address, paths[i].prefix, paths[i].detail,
+			     (unsigned long)paths[i].mbit_per_s, paths[i].numa_node,
+			     paths[i].up ? "" : ", down");
+	assert_int_equal(tp_paths(tp_find("verbs"), NULL, 0), n);
+	if (!link || strcmp(link, "d0"))
+		return;
+	assert_int_equal(n, 2);
+	const struct tp_path *v4 = find_path(paths, n, "10.77.0.1");
+	const struct tp_path *v6 = find_path(paths, n, "fd77::1");
+	assert_non_null(v4);
+	assert_non_null(v6);
+	assert_int_equal(v4->prefix, 24);
+	assert_int_equal(v6->prefix, 64);
+	assert_string_equal(v4->device, "rxe0");
+	assert_string_equal(v4->interface, "d0");
+	assert_non_null(strstr(v4->detail, "port 1, RoCE v2, GID "));
+	assert_non_null(strstr(v4->detail, "::ffff:10.77.0.1"));
+	assert_non_null(strstr(v6->detail, "fd77::1"));
+	assert_true(v4->up && v6->up);
+	assert_true(v4->mbit_per_s > 0);
+	assert_int_equal(v4->numa_node, -1);
+	/* Also when it is down. */
+	set_link("down");
+	assert_true(tp_paths(tp_find("verbs"), paths, BASE_ARRAY_LEN(paths)) >= 1);
+	v4 = find_path(paths, n, "10.77.0.1");
+	assert_non_null(v4);
+	assert_false(v4->up);
+	set_link("up");
+	assert_int_equal(system("ip -6 address replace fd77::1/64 dev d0 nodad"), 0);
 }
 
 /* Silence */
@@ -415,6 +468,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(memory_mapped_for_reading_can_be_a_source),
 		cmocka_unit_test(strangers_are_refused),
 		cmocka_unit_test(half_a_connection_does_not_hinder),
+		cmocka_unit_test(the_addresses_of_the_device_are_paths),
 		cmocka_unit_test(a_silent_peer_fails_what_is_outstanding),
 		cmocka_unit_test(a_port_that_goes_down_fails_its_lanes),
 	};

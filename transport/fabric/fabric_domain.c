@@ -2,6 +2,8 @@
 /* Domains, memory, the table of lanes; and the backend's ops. */
 #include <assert.h>
 #include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
@@ -238,11 +240,32 @@ static void domain_stats(const struct tp_domain *base, struct tp_domain_stats *r
 	*ret_stats = (struct tp_domain_stats){ 0 };
 }
 
+static int64_t of_interface(const struct tp_interface *interface, const char *file, int64_t instead)
+{
+	char path[128];
+
+	(void)snprintf(path, sizeof(path), "/sys/class/net/%s/%s", interface->name, file);
+	return tp_read_number(path, instead);
+}
+
+/* Every address of every interface; TCP has no devices but those. */
 static int paths(struct tp_path *ret, unsigned cap)
 {
-	(void)ret;
-	(void)cap;
-	return 0;
+	struct tp_interface *list base_cleanup(base_freep) = calloc(cap + 1, sizeof(*list));
+	if (!list)
+		return -ENOMEM;
+	int n = tp_interfaces(list, cap);
+	for (int i = 0; i < n && (unsigned)i < cap; i++) {
+		tp_path_of(&list[i], &ret[i]);
+		memcpy(ret[i].device, list[i].name, sizeof(list[i].name));
+		(void)snprintf(ret[i].detail, sizeof(ret[i].detail), "MTU %" PRId64,
+			       of_interface(&list[i], "mtu", 0));
+		/* -1, or an error: it is down, or has none (bridges, tunnels). */
+		int64_t mbit = of_interface(&list[i], "speed", 0);
+		ret[i].mbit_per_s = mbit > 0 ? (uint64_t)mbit : 0;
+		ret[i].numa_node = (int)of_interface(&list[i], "device/numa_node", -1);
+	}
+	return n;
 }
 
 const struct tp_ops tp_fabric_ops = {

@@ -390,13 +390,6 @@ static void domain_stats(const struct tp_domain *base, struct tp_domain_stats *r
 	};
 }
 
-static int paths(struct tp_path *ret, unsigned cap)
-{
-	(void)ret;
-	(void)cap;
-	return 0;
-}
-
 const struct tp_ops tp_verbs_ops = {
 	.name = "verbs",
 	.kind = "verbs",
@@ -405,7 +398,7 @@ const struct tp_ops tp_verbs_ops = {
 	.domain_close = domain_close,
 	.domain_limits = domain_limits,
 	.domain_stats = domain_stats,
-	.paths = paths,
+	.paths = tp_verbs_paths,
 	.mr_reg = mr_reg,
 	.mr_dereg = mr_dereg,
 	.mr_remote = mr_remote,

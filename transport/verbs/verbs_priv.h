@@ -135,6 +135,9 @@ void tp_verbs_take_async(struct vrb_domain *domain);
 void tp_verbs_list_lane(struct vrb_domain *domain, struct vrb_lane *lane);
 void tp_verbs_unlist_lane(struct vrb_domain *domain, struct vrb_lane *lane);
 
+/* verbs_paths.c */
+int tp_verbs_paths(struct tp_path *ret, unsigned cap);
+
 /* verbs_lane.c */
 /* A lane around an id whose device is the domain's, with a queue pair in INIT.  The id and its
  * channel are the lane's from here on, also on failure. */
