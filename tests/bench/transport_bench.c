@@ -176,6 +176,16 @@ static void read_latency(const struct end *near, const struct tp_remote *remote,
 		     us[READS * 99 / 100]);
 }
 
+/* An operation costs a + b * bytes; a / b bytes cost as much as one more operation (limits.gap). */
+static void say_gap(double small, double large)
+{
+	double small_us = 4 * KIB / small, large_us = 64 * KIB / large;
+	double per_byte = (large_us - small_us) / (60 * KIB);
+
+	(void)printf("an operation costs as much as %.0f bytes more in one\n",
+		     (small_us - per_byte * 4 * KIB) / per_byte);
+}
+
 int main(int argc, char **argv)
 {
 	const struct tp_ops *ops = argc == 3 ? tp_find(argv[1]) : NULL;
@@ -201,8 +211,12 @@ int main(int argc, char **argv)
 			 &near.lane, &err),
 	      &err);
 
-	(void)printf("write 65536 B: %.1f MiB/s\n", write_bandwidth(&near, &remote, 64 * KIB));
+	double small = write_bandwidth(&near, &remote, 4 * KIB);
+	double large = write_bandwidth(&near, &remote, 64 * KIB);
+	(void)printf("write 4096 B: %.1f MiB/s\n", small);
+	(void)printf("write 65536 B: %.1f MiB/s\n", large);
 	(void)printf("write 1048576 B: %.1f MiB/s\n", write_bandwidth(&near, &remote, MIB));
+	say_gap(small, large);
 	read_latency(&near, &remote, 4 * KIB);
 
 	atomic_store(&far.stop, true);

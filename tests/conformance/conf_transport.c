@@ -1365,6 +1365,83 @@ static void t13_many_are_lent_and_revoked_at_once(void **state)
 	rig_close(&rig);
 }
 
+/* Counters */
+
+static void counters_add_up(void **state)
+{
+	struct tp_xfer x[40];
+	struct tp_lane_stats stats;
+
+	(void)state;
+	open_rig(64, 1, 4 * MIB, BOTH);
+	for (unsigned i = 0; i < 40; i++)
+		x[i] = rig_xfer(&rig, i * KIB, i * KIB, KIB, i);
+	ledger_post(&ledger, rig.lane[0], x, 40, tp_post_write);
+	ledger_flush(&ledger, rig.lane[0], 40);
+	/* Slept for, this one. */
+	struct tp_xfer read = rig_xfer(&rig, 0, 0, 2 * MIB, 41);
+	ledger_post(&ledger, rig.lane[0], &read, 1, tp_post_read);
+	ledger_collect(&ledger, rig.lane[0], 42);
+	tp_lane_stats(rig.lane[0], &stats);
+	assert_int_equal(stats.writes, 40);
+	assert_int_equal(stats.reads, 1);
+	assert_int_equal(stats.flushes, 1);
+	assert_int_equal(stats.bytes_written, 40 * KIB);
+	assert_int_equal(stats.bytes_read, 2 * MIB);
+	assert_int_equal(stats.signalled + stats.unsignalled, 42);
+	assert_int_equal(stats.polled + stats.evented, 42);
+	assert_true(stats.signalled >= 3);
+	if (!stats.waits)
+		assert_int_equal(stats.evented, 0);
+
+	/* A poll that nobody slept before, and then the other way. */
+	read = rig_xfer(&rig, 0, 0, KIB, 42);
+	ledger_post(&ledger, rig.lane[0], &read, 1, tp_post_read);
+	while (ledger.n_done < 43)
+		assert_true(ledger_poll(&ledger, rig.lane[0], 16) >= 0);
+	struct tp_lane_stats polled;
+	tp_lane_stats(rig.lane[0], &polled);
+	assert_int_equal(polled.polled, stats.polled + 1);
+	assert_int_equal(polled.evented, stats.evented);
+	rig_close(&rig);
+}
+
+static void registrations_are_counted(void **state)
+{
+	struct tp_domain_stats before, stats;
+	struct mf_error err = { 0 };
+	struct tp_mr *mr;
+
+	(void)state;
+	open_rig(8, 1, MIB, BOTH);
+	tp_domain_stats(rig.near_domain, &before);
+	assert_int_equal(before.registrations, 1);
+	assert_int_equal(before.windows, 0);
+	assert_int_equal(before.bytes_pinned, ops->caps & TP_CAP_PINS ? MIB : 0);
+	assert_int_equal(
+		tp_mr_reg(rig.near_domain, rig.near_mem, 64 * KIB, TP_REMOTE_READ, &mr, &err), 0);
+	tp_domain_stats(rig.near_domain, &stats);
+	assert_int_equal(stats.registrations, 2);
+	if (ops->caps & TP_CAP_PINS)
+		assert_int_equal(stats.bytes_pinned, MIB + 64 * KIB);
+	tp_mr_dereg(mr);
+	tp_domain_stats(rig.near_domain, &stats);
+	assert_int_equal(stats.registrations, 1);
+	assert_int_equal(stats.bytes_pinned, before.bytes_pinned);
+	rig_close(&rig);
+}
+
+static void a_gap_is_less_than_an_operation(void **state)
+{
+	struct tp_limits limits;
+
+	(void)state;
+	open_rig(8, 0, MIB, BOTH);
+	tp_domain_limits(rig.near_domain, &limits);
+	assert_in_range(limits.gap, 1, limits.max_op);
+	rig_close(&rig);
+}
+
 static bool can_use(const struct tp_ops *inner)
 {
 	const struct tp_domain_params params = { .local = rig_host(), .depth = 1 };
@@ -1416,6 +1493,9 @@ int main(int argc, char **argv)
 		cmocka_unit_test(t13_what_was_revoked_stays_as_it_is),
 		cmocka_unit_test(t13_our_own_operations_go_on),
 		cmocka_unit_test(t13_many_are_lent_and_revoked_at_once),
+		cmocka_unit_test(counters_add_up),
+		cmocka_unit_test(registrations_are_counted),
+		cmocka_unit_test(a_gap_is_less_than_an_operation),
 	};
 
 	if (argc != 2 && argc != 3) {

@@ -282,6 +282,7 @@ int tp_fabric_post_write(struct tp_lane *base, const struct tp_xfer *xfer, unsig
 			break;
 		}
 		count(&lane->stats.writes, 1);
+		count(&lane->stats.signalled, 1); /* as all are: the CQ has no selective ones */
 		count(&lane->stats.bytes_written, xfer[i].len);
 	}
 	return end_batch(lane, i, ret);
@@ -309,6 +310,7 @@ int tp_fabric_post_read(struct tp_lane *base, const struct tp_xfer *xfer, unsign
 			break;
 		}
 		count(&lane->stats.reads, 1);
+		count(&lane->stats.signalled, 1);
 		count(&lane->stats.bytes_read, xfer[i].len);
 	}
 	return end_batch(lane, i, ret);
@@ -342,6 +344,7 @@ int tp_fabric_post_flush(struct tp_lane *base, uint64_t cookie)
 		return end_batch(lane, 0, ret);
 	}
 	count(&lane->stats.flushes, 1);
+	count(&lane->stats.signalled, 1);
 	return 0;
 }
 
@@ -423,19 +426,21 @@ static unsigned collect(struct fab_lane *lane, struct tp_wc *wc, unsigned n)
 int tp_fabric_lane_poll(struct tp_lane *base, struct tp_wc *wc, unsigned n)
 {
 	struct fab_lane *lane = to_lane(base);
+	uint64_t *found = lane->slept ? &lane->stats.evented : &lane->stats.polled;
 	unsigned got = 0;
 
+	lane->slept = false;
 	count(&lane->stats.polls, 1);
 	while (got < n && lane->n_kept) {
 		wc[got++] = lane->kept[lane->kept_first];
 		lane->kept_first = (lane->kept_first + 1) % lane->depth;
 		lane->n_kept--;
 	}
-	if (got)
-		return (int)got;
-	got = collect(lane, wc, n);
+	if (!got)
+		got = collect(lane, wc, n);
 	if (got) {
 		lane->quiet = 0;
+		count(found, got);
 		return (int)got;
 	}
 	if (!lane->failed && ++lane->quiet >= QUIET_POLLS) {
@@ -484,6 +489,7 @@ int tp_fabric_lane_arm(struct tp_lane *base, int *ret_fd)
 	if (lane->n_kept || progress(lane) || !settle_eq(lane) || lane->failed || take_wake(lane) ||
 	    !may_sleep_on(lane, &lane->cq->fid))
 		return -EAGAIN;
+	lane->slept = true;
 	*ret_fd = lane->wait_fd;
 	return 0;
 }
@@ -507,6 +513,7 @@ int tp_fabric_lane_wait(struct tp_lane *base, uint64_t deadline_us)
 		struct epoll_event event[3];
 		int n = epoll_wait(lane->wait_fd, event, BASE_ARRAY_LEN(event), sleep ? left : 0);
 		count(&lane->stats.waits, sleep);
+		lane->slept |= sleep;
 		for (int i = 0; i < n; i++) {
 			if (event[i].data.fd == lane->wake_fd && take_wake(lane))
 				return 0;

@@ -38,6 +38,8 @@ static int open_device(struct ibv_device *device, uint8_t port, struct vrb_domai
 	domain->windows = domain->attr.max_mw > 0 &&
 			  domain->attr.device_cap_flags &
 				  (IBV_DEVICE_MEM_WINDOW_TYPE_2A | IBV_DEVICE_MEM_WINDOW_TYPE_2B);
+	domain->port = port;
+	domain->retransmits = tp_verbs_retransmits(name, port);
 	domain->max_op = attr.max_msg_sz < VRB_OP_MAX ? attr.max_msg_sz : VRB_OP_MAX;
 	return 0;
 }
@@ -243,6 +245,7 @@ static void domain_limits(const struct tp_domain *base, struct tp_limits *ret_li
 		.depth = domain->depth,
 		.max_op = domain->max_op,
 		.max_mr = max_mr && max_mr < INT64_MAX ? max_mr : INT64_MAX, /* 0: no limit */
+		.gap = VRB_GAP,
 		.windows = domain->windows,
 	};
 }
@@ -263,6 +266,14 @@ static int explain_reg_failure(int code, struct mf_error *err)
 	default:
 		return base_error_sys(err, code, MF_SCOPE_SESSION, "memory registration");
 	}
+}
+
+static void count_mr(struct vrb_domain *domain, const struct vrb_mr *mr, int change)
+{
+	uint64_t sign = (uint64_t)(int64_t)change;
+
+	(void)__atomic_add_fetch(&domain->n_mrs, sign, __ATOMIC_RELAXED);
+	(void)__atomic_add_fetch(&domain->bytes_pinned, sign * mr->base.len, __ATOMIC_RELAXED);
 }
 
 /*
@@ -294,6 +305,7 @@ static int mr_reg(struct tp_domain *base, void *addr, uint64_t len, uint32_t acc
 		free(mr);
 		return ret;
 	}
+	count_mr(domain, mr, 1);
 	*ret_mr = &mr->base;
 	return 0;
 }
@@ -306,6 +318,7 @@ static void mr_dereg(struct tp_mr *base)
 	int ret = ibv_dereg_mr(mr->mr);
 	assert(!ret); /* else the peer could go on */
 	(void)ret;
+	count_mr(BASE_CONTAINER_OF(base->domain, struct vrb_domain, base), mr, -1);
 	free(mr);
 }
 
@@ -384,8 +397,14 @@ void tp_verbs_take_async(struct vrb_domain *domain)
 static void domain_stats(const struct tp_domain *base, struct tp_domain_stats *ret_stats)
 {
 	const struct vrb_domain *domain = BASE_CONTAINER_OF(base, struct vrb_domain, base);
+	uint64_t now =
+		tp_verbs_retransmits(ibv_get_device_name(domain->context->device), domain->port);
 
 	*ret_stats = (struct tp_domain_stats){
+		.bytes_pinned = __atomic_load_n(&domain->bytes_pinned, __ATOMIC_RELAXED),
+		.registrations = __atomic_load_n(&domain->n_mrs, __ATOMIC_RELAXED),
+		/* A device that comes back begins anew. */
+		.retransmits = now > domain->retransmits ? now - domain->retransmits : 0,
 		.windows = __atomic_load_n(&domain->n_windows, __ATOMIC_RELAXED),
 	};
 }
@@ -393,7 +412,7 @@ static void domain_stats(const struct tp_domain *base, struct tp_domain_stats *r
 const struct tp_ops tp_verbs_ops = {
 	.name = "verbs",
 	.kind = "verbs",
-	.caps = 0, /* the target's device answers by itself */
+	.caps = TP_CAP_PINS, /* the target's device answers by itself */
 	.domain_open = domain_open,
 	.domain_close = domain_close,
 	.domain_limits = domain_limits,

@@ -314,6 +314,9 @@ int tp_verbs_lane_poll(struct tp_lane *base, struct tp_wc *wc, unsigned n)
 	struct vrb_lane *lane = to_lane(base);
 	unsigned got = 0;
 
+	bool slept = lane->slept;
+
+	lane->slept = false;
 	count(&lane->stats.polls, 1);
 	if (!has_something(lane)) {
 		if (++lane->quiet >= QUIET_POLLS) {
@@ -328,6 +331,7 @@ int tp_verbs_lane_poll(struct tp_lane *base, struct tp_wc *wc, unsigned n)
 		wc[got++] = (struct tp_wc){ .cookie = op->cookie, .status = op->status };
 	}
 	lane->quiet = 0;
+	count(slept ? &lane->stats.evented : &lane->stats.polled, got);
 	return got ? (int)got : lane->failed;
 }
 
@@ -354,7 +358,11 @@ static unsigned post_chain(struct vrb_lane *lane, struct ibv_send_wr *wr, unsign
 		lane->ops[(lane->posted + i) % lane->depth].cookie = cookies[i];
 	}
 	int ret = ibv_post_send(lane->qp, wr, &bad);
-	unsigned taken = ret ? (unsigned)(bad - wr) : n;
+	unsigned taken = ret ? (unsigned)(bad - wr) : n, signalled = 0;
+	for (unsigned i = 0; i < taken; i++)
+		signalled += wr[i].send_flags & IBV_SEND_SIGNALED ? 1 : 0;
+	count(&lane->stats.signalled, signalled);
+	count(&lane->stats.unsignalled, taken - signalled);
 	lane->posted += taken;
 	if (ret)
 		tp_verbs_fail_lane(lane, -ret);
@@ -569,6 +577,7 @@ int tp_verbs_lane_arm(struct tp_lane *base, int *ret_fd)
 		if (has_something(lane) || await_events(lane, 0) || lane->failed)
 			return -EAGAIN;
 	} while (!lane->armed);
+	lane->slept = true;
 	*ret_fd = lane->wait_fd;
 	return 0;
 }
@@ -586,6 +595,7 @@ int tp_verbs_lane_wait(struct tp_lane *base, uint64_t deadline_us)
 			if (has_something(lane))
 				return 0;
 			count(&lane->stats.waits, 1);
+			lane->slept = true;
 		}
 		if (await_events(lane, left))
 			return 0;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/* The ways out of this host over RDMA: what addresses its devices have, and what is behind them. */
+/* The ways out of this host over RDMA: what addresses its devices have, and what is behind them;
+ * and what the kernel counts there. */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <stdio.h>
@@ -154,4 +155,31 @@ int tp_verbs_paths(struct tp_path *ret, unsigned cap)
 	}
 	rdma_destroy_event_channel(channel);
 	return found;
+}
+
+/* Each counts one reason for which a requester begins again.  Files in hw_counters, by driver. */
+static const char *const retransmit_counters[] = {
+	"completer_retry_err",   /* rxe: rxe_hw_counters.c; all reasons */
+	"local_ack_timeout_err", /* mlx5, mlx5/counters.c: no answer */
+	"packet_seq_err",        /* mlx5: the responder missed one */
+	"implied_nak_seq_err",   /* mlx5: an answer to a read was missing */
+	"rnr_nak_retry_err",     /* mlx5: the responder was not ready */
+	"to_retransmits",        /* bnxt_re, bnxt_re/hw_counters.c: no answer */
+	"seq_err_naks_rcvd",     /* bnxt_re: the responder missed one */
+	"rnr_naks_rcvd",         /* bnxt_re: the responder was not ready */
+};
+
+uint64_t tp_verbs_retransmits(const char *device, uint8_t port)
+{
+	uint64_t sum = 0;
+	char path[256];
+
+	for (size_t i = 0; i < BASE_ARRAY_LEN(retransmit_counters); i++) {
+		(void)snprintf(path, sizeof(path),
+			       "/sys/class/infiniband/%s/ports/%u/hw_counters/%s", device, port,
+			       retransmit_counters[i]);
+		int64_t n = tp_read_number(path, 0);
+		sum += n > 0 ? (uint64_t)n : 0;
+	}
+	return sum;
 }
