@@ -160,6 +160,35 @@ static void memory_mapped_for_reading_can_be_a_source(void **state)
 	rig_close(&rig);
 }
 
+/* Where the device cannot, asking for it changes nothing. */
+static void registering_on_demand_is_only_asked_for(void **state)
+{
+	struct rig_params params = params_of(16, 1, MIB);
+	struct tp_domain_stats stats;
+	struct tp_limits limits;
+
+	(void)state;
+	memset(&ledger, 0, sizeof(ledger));
+	params.on_demand = true;
+	rig_open(&rig, &params);
+	tp_domain_limits(rig.near_domain, &limits);
+	tp_domain_stats(rig.near_domain, &stats);
+	assert_int_equal(stats.bytes_pinned, limits.on_demand ? 0 : MIB);
+	if (getenv("MEMFERRY_TEST_LINK")) /* Soft-RoCE of these kernels */
+		assert_false(limits.on_demand);
+	memset(rig.near_mem, 0x33, MIB);
+	struct tp_xfer x = rig_xfer(&rig, 0, 0, MIB, 0);
+	ledger_post(&ledger, rig.lane[0], &x, 1, tp_post_write);
+	ledger_flush(&ledger, rig.lane[0], 1);
+	assert_memory_equal(rig.near_mem, rig.far_view, MIB);
+	rig_close(&rig);
+	/* Nor is it in effect without being asked for. */
+	open_rig(16, 0, MIB);
+	tp_domain_limits(rig.near_domain, &limits);
+	assert_false(limits.on_demand);
+	rig_close(&rig);
+}
+
 /* Strangers */
 
 struct acceptor {
@@ -473,6 +502,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(unsignalled_operations_complete_once),
 		cmocka_unit_test(a_small_queue_moves_everything),
 		cmocka_unit_test(memory_mapped_for_reading_can_be_a_source),
+		cmocka_unit_test(registering_on_demand_is_only_asked_for),
 		cmocka_unit_test(strangers_are_refused),
 		cmocka_unit_test(half_a_connection_does_not_hinder),
 		cmocka_unit_test(the_addresses_of_the_device_are_paths),

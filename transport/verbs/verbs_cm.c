@@ -181,6 +181,8 @@ static int modify(struct vrb_lane *lane, struct rdma_cm_id *id, enum ibv_qp_stat
 		attr.timeout = to_domain(lane->base.domain)->ack_timeout;
 	if (mask & IBV_QP_RETRY_CNT)
 		attr.retry_cnt = VRB_RETRIES;
+	if (mask & IBV_QP_MIN_RNR_TIMER)
+		attr.min_rnr_timer = VRB_RNR_TIMER;
 	/* The accepting side's CM does not know them before its answer has gone out. */
 	if (accepted && (mask & IBV_QP_MAX_DEST_RD_ATOMIC))
 		attr.max_dest_rd_atomic = accepted->responder_resources;

@@ -3,11 +3,16 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/cleanup.h"
 #include "transport/verbs/verbs_priv.h"
+
+/* Of one piece of advice, whose length is 32 bits. */
+#define PREFETCH_BYTES (1ull << 30)
 
 /* Which device */
 
@@ -177,6 +182,17 @@ static void try_window(struct vrb_domain *domain)
 	domain->windows = mw && !ibv_dealloc_mw(mw);
 }
 
+/* Whether the device can ask for memory when it needs it, for all that our lanes do. */
+static bool can_on_demand(struct ibv_context *context)
+{
+	const uint32_t need = IBV_ODP_SUPPORT_WRITE | IBV_ODP_SUPPORT_READ;
+	struct ibv_device_attr_ex attr = { 0 };
+
+	return !ibv_query_device_ex(context, NULL, &attr) &&
+	       attr.odp_caps.general_caps & IBV_ODP_SUPPORT &&
+	       (attr.odp_caps.per_transport_caps.rc_odp_caps & need) == need;
+}
+
 static uint32_t at_most(uint32_t depth, int limit)
 {
 	return limit > 0 && (uint32_t)limit < depth ? (uint32_t)limit : depth;
@@ -221,6 +237,7 @@ static int domain_open(const struct tp_ops *ops, const struct tp_domain_params *
 		goto fail;
 	}
 	try_window(domain);
+	domain->on_demand = params->on_demand && can_on_demand(domain->context);
 	*ret_domain = &domain->base;
 	return 0;
 fail:
@@ -247,6 +264,7 @@ static void domain_limits(const struct tp_domain *base, struct tp_limits *ret_li
 		.max_mr = max_mr && max_mr < INT64_MAX ? max_mr : INT64_MAX, /* 0: no limit */
 		.gap = VRB_GAP,
 		.windows = domain->windows,
+		.on_demand = domain->on_demand,
 	};
 }
 
@@ -273,7 +291,61 @@ static void count_mr(struct vrb_domain *domain, const struct vrb_mr *mr, int cha
 	uint64_t sign = (uint64_t)(int64_t)change;
 
 	(void)__atomic_add_fetch(&domain->n_mrs, sign, __ATOMIC_RELAXED);
-	(void)__atomic_add_fetch(&domain->bytes_pinned, sign * mr->base.len, __ATOMIC_RELAXED);
+	if (!domain->on_demand)
+		(void)__atomic_add_fetch(&domain->bytes_pinned, sign * mr->base.len,
+					 __ATOMIC_RELAXED);
+}
+
+/* As /proc/self/maps says; where it says nothing, yes. */
+static bool is_mapped_for_writing(const void *addr)
+{
+	FILE *file base_cleanup(base_fclosep) = fopen("/proc/self/maps", "re");
+	uintptr_t start, end, at = (uintptr_t)addr;
+	char line[512], may_write;
+
+	while (file && fgets(line, sizeof(line), file)) {
+		if (sscanf(line, "%" SCNxPTR "-%" SCNxPTR " %*c%c", &start, &end, &may_write) ==
+			    3 &&
+		    at >= start && at < end)
+			return may_write == 'w';
+	}
+	return true;
+}
+
+/*
+ * Without pinning: the device asks when it misses a page, which is what a pinned one never costs,
+ * so it is told of them before.  Of what the peer writes, all; of the rest those that are there, as
+ * holes are to stay holes.  The kernel lets the device write what was registered for it, and faults
+ * such pages in as written: memory that is mapped for reading only must not be among them.
+ */
+static struct ibv_mr *reg_on_demand(struct vrb_domain *domain, void *addr, uint64_t len, int rights)
+{
+	enum ibv_advise_mr_advice advice = rights & IBV_ACCESS_REMOTE_WRITE
+						   ? IBV_ADVISE_MR_ADVICE_PREFETCH_WRITE
+						   : IBV_ADVISE_MR_ADVICE_PREFETCH_NO_FAULT;
+
+	if (!is_mapped_for_writing(addr))
+		rights &= ~IBV_ACCESS_LOCAL_WRITE;
+	struct ibv_mr *mr = ibv_reg_mr(domain->pd, addr, len, rights | IBV_ACCESS_ON_DEMAND);
+	for (uint64_t at = 0; mr && at < len; at += PREFETCH_BYTES) {
+		uint64_t left = len - at;
+		struct ibv_sge sge = { .addr = (uintptr_t)addr + at,
+				       .length = (uint32_t)(left < PREFETCH_BYTES ? left
+										  : PREFETCH_BYTES),
+				       .lkey = mr->lkey };
+		/* Advice: the kernel may be too old for it, or busy. */
+		(void)ibv_advise_mr(domain->pd, advice, 0, &sge, 1);
+	}
+	return mr;
+}
+
+static struct ibv_mr *reg_pinned(struct vrb_domain *domain, void *addr, uint64_t len, int rights)
+{
+	struct ibv_mr *mr = ibv_reg_mr(domain->pd, addr, len, rights);
+
+	if (!mr && errno == EFAULT && !(rights & IBV_ACCESS_REMOTE_WRITE))
+		mr = ibv_reg_mr(domain->pd, addr, len, rights & ~IBV_ACCESS_LOCAL_WRITE);
+	return mr;
 }
 
 /*
@@ -297,9 +369,8 @@ static int mr_reg(struct tp_domain *base, void *addr, uint64_t len, uint32_t acc
 		rights |= IBV_ACCESS_REMOTE_READ;
 	if (access & TP_LENDABLE)
 		rights |= IBV_ACCESS_MW_BIND;
-	mr->mr = ibv_reg_mr(domain->pd, addr, len, rights);
-	if (!mr->mr && errno == EFAULT && !(access & TP_REMOTE_WRITE))
-		mr->mr = ibv_reg_mr(domain->pd, addr, len, rights & ~IBV_ACCESS_LOCAL_WRITE);
+	mr->mr = domain->on_demand ? reg_on_demand(domain, addr, len, rights)
+				   : reg_pinned(domain, addr, len, rights);
 	if (!mr->mr) {
 		int ret = explain_reg_failure(-errno, err);
 		free(mr);

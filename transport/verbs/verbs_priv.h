@@ -20,7 +20,7 @@
  *   admission        a token in the connect request, checked before there is a queue pair (verbs_cm.c)
  *   dead peers       the CM's disconnect event, asynchronous events, retry timeouts of the queue pair
  *
- * Nothing is ever sent to a receive queue: rdma_cm leaves its timer for an empty one at 655 ms.
+ * Nothing is ever sent to a receive queue: nobody fills one.
  */
 #ifndef VERBS_PRIV_H
 #define VERBS_PRIV_H
@@ -50,6 +50,9 @@
 #define VRB_RETRIES     6u
 #define VRB_RNR_RETRIES 7u
 #define VRB_SILENCE_MS  3000u
+/* How long a peer is to wait that asks for memory which the device first has to ask us for: 60 us.
+ * The CM's choice is 0, which is 655 ms. */
+#define VRB_RNR_TIMER 5u
 
 struct vrb_mr {
 	struct tp_mr base;
@@ -74,7 +77,7 @@ struct vrb_domain {
 	uint8_t port;
 	uint64_t retransmits; /* that the port counted when the domain was opened */
 	uint8_t ack_timeout;  /* 4.096 us * 2^this for each try */
-	bool windows;
+	bool windows, on_demand;
 	struct sockaddr_storage local; /* ss_family AF_UNSPEC: any address of the device */
 	struct vrb_scratch *scratch;
 	struct ibv_mr *lent_mr, *sink_mr;
