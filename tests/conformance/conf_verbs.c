@@ -6,6 +6,7 @@
  * it, which goes down and up.  conf_verbs [TEST]
  */
 #include <arpa/inet.h>
+#include <dirent.h>
 #include <endian.h>
 #include <errno.h>
 #include <netdb.h>
@@ -16,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 
 #include <cmocka.h>
 #include <rdma/rdma_cma.h>
@@ -495,20 +497,328 @@ static void a_silent_peer_fails_what_is_outstanding(void **state)
 	}
 }
 
-int main(int argc, char **argv)
+/* Late writes */
+
+static void lend_to(struct tp_lane *lane, void *arg)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(an_address_without_a_device_is_named),
-		cmocka_unit_test(unsignalled_operations_complete_once),
-		cmocka_unit_test(a_small_queue_moves_everything),
-		cmocka_unit_test(memory_mapped_for_reading_can_be_a_source),
-		cmocka_unit_test(registering_on_demand_is_only_asked_for),
-		cmocka_unit_test(strangers_are_refused),
-		cmocka_unit_test(half_a_connection_does_not_hinder),
-		cmocka_unit_test(the_addresses_of_the_device_are_paths),
-		cmocka_unit_test(a_silent_peer_fails_what_is_outstanding),
-		cmocka_unit_test(a_port_that_goes_down_fails_its_lanes),
-	};
+	assert_int_equal(tp_lane_lend(lane, &rig.far_mr, 1, TP_REMOTE_WRITE, PATIENCE, arg), 0);
+}
+
+static void take_back(struct tp_lane *lane, void *arg)
+{
+	*(int *)arg = tp_lane_revoke(lane, PATIENCE);
+}
+
+static void shut(struct tp_lane *lane, void *arg)
+{
+	tp_lane_shutdown(lane);
+	*(int *)arg = 0;
+}
+
+/* As far as this end knows, all is well: it writes everything again, and not a byte changes. */
+static void write_late(uint64_t key)
+{
+	memset(&ledger, 0, sizeof(ledger));
+	memset(rig.near_mem, 0xee, MIB);
+	for (unsigned i = 0; i < 4; i++) {
+		struct tp_xfer x = rig_xfer(&rig, i * 256 * KIB, i * 256 * KIB, 256 * KIB, i);
+		x.remote = (uintptr_t)rig.far_mem + i * 256 * KIB;
+		x.key = key;
+		assert_int_equal(tp_post_write(rig.lane[0], &x, 1), 1);
+	}
+	assert_true(ledger_collect_failure(&ledger, rig.lane[0]) < 0);
+	assert_int_equal(ledger.n_done, 4);
+	assert_int_equal(ledger.n_failed, 4);
+	for (unsigned i = 0; i < MIB; i++)
+		assert_int_equal(rig.far_view[i], 0x11);
+}
+
+static void a_late_write_changes_nothing(void **state)
+{
+	struct rig_params params = params_of(16, 1, MIB);
+	struct tp_remote remote;
+	struct tp_limits limits;
+	int ret = 1;
+
+	(void)state;
+	for (unsigned way = 0; way < 3; way++) {
+		bool windows = way < 2;
+		params.far_access = windows ? TP_LENDABLE : BOTH;
+		params.n_lanes = 0;
+		rig_open(&rig, &params);
+		tp_domain_limits(rig.far_domain, &limits);
+		rig_close(&rig);
+		if (windows && !limits.windows)
+			continue;
+		params.n_lanes = 1;
+		memset(&ledger, 0, sizeof(ledger));
+		rig_open(&rig, &params);
+		remote = rig.far_remote;
+		if (windows)
+			rig_on_far(&rig, 0, lend_to, &remote);
+		memset(rig.near_mem, 0x11, MIB);
+		struct tp_xfer x = rig_xfer(&rig, 0, 0, MIB, 0);
+		x.remote = remote.addr;
+		x.key = remote.key;
+		ledger_post(&ledger, rig.lane[0], &x, 1, tp_post_write);
+		ledger_flush(&ledger, rig.lane[0], 1);
+		rig_on_far(&rig, 0, way == 0 ? take_back : shut, &ret);
+		assert_int_equal(ret, 0);
+		write_late(remote.key);
+		rig_close(&rig);
+	}
+}
+
+/* Whatever revoke returned: here the lane cannot do it any more. */
+static void revoking_on_a_broken_lane_revokes(void **state)
+{
+	struct rig_params params = params_of(16, 0, MIB);
+	struct tp_remote remote;
+	struct tp_limits limits;
+	struct tp_wc wc;
+
+	(void)state;
+	params.far_access = TP_LOCAL;
+	rig_open(&rig, &params);
+	tp_domain_limits(rig.far_domain, &limits);
+	rig_close(&rig);
+	if (!limits.windows)
+		skip();
+	params.far_access = TP_LENDABLE;
+	params.n_lanes = 1;
+	rig_open(&rig, &params);
+	/* From here on both ends are ours. */
+	struct tp_lane *far = rig.pump[0].lane;
+	atomic_store(&rig.pump[0].stop, true);
+	tp_lane_wake(far);
+	assert_int_equal(pthread_join(rig.pump[0].thread, NULL), 0);
+	assert_int_equal(tp_lane_lend(far, &rig.far_mr, 1, TP_REMOTE_WRITE, PATIENCE, &remote), 0);
+	memset(rig.near_mem, 0x11, MIB);
+	memset(rig.far_mem, 0x11, MIB);
+	struct ibv_qp_attr attr = { .qp_state = IBV_QPS_ERR };
+	assert_int_equal(ibv_modify_qp(qp_of(far), &attr, IBV_QP_STATE), 0);
+	int ret = tp_lane_revoke(far, PATIENCE);
+	assert_true(ret < 0);
+	assert_int_equal(tp_lane_revoke(far, PATIENCE), ret);
+	assert_int_equal(tp_lane_lend(far, &rig.far_mr, 1, TP_REMOTE_WRITE, PATIENCE, &remote),
+			 ret);
+	assert_int_equal(tp_lane_poll(far, &wc, 1), ret);
+	write_late(remote.key);
+	/* The memory is free of it: this would assert otherwise. */
+	tp_mr_dereg(rig.far_mr);
+	rig.far_mr = NULL;
+	tp_lane_close(far);
+	tp_lane_close(rig.lane[0]);
+	rig.lane[0] = NULL;
+	rig_close(&rig);
+}
+
+/* Death */
+
+static void a_queue_pair_in_error_fails_the_lane_for_good(void **state)
+{
+	struct ibv_qp_attr attr = { .qp_state = IBV_QPS_ERR };
+
+	(void)state;
+	open_rig(64, 2, 16 * MIB);
+	for (unsigned i = 0; i < 30; i++) {
+		struct tp_xfer x = rig_xfer(&rig, 0, 0, 4 * MIB, i);
+		assert_int_equal(i % 2 ? tp_post_read(rig.lane[0], &x, 1)
+				       : tp_post_write(rig.lane[0], &x, 1),
+				 1);
+	}
+	assert_int_equal(ibv_modify_qp(qp_of(rig.lane[0]), &attr, IBV_QP_STATE), 0);
+	int ret = ledger_collect_failure(&ledger, rig.lane[0]);
+	assert_true(ret < 0);
+	assert_int_equal(ledger.n_done, 30);
+	assert_true(ledger.n_failed > 0);
+	struct tp_xfer x = rig_xfer(&rig, 0, 0, KIB, 30);
+	for (unsigned i = 0; i < 3; i++) {
+		assert_int_equal(tp_post_write(rig.lane[0], &x, 1), ret);
+		assert_int_equal(tp_post_read(rig.lane[0], &x, 1), ret);
+		assert_int_equal(tp_post_flush(rig.lane[0], 30), ret);
+		assert_int_equal(ledger_poll(&ledger, rig.lane[0], 16), ret);
+		assert_int_equal(tp_lane_wait(rig.lane[0], PATIENCE), 0);
+	}
+	memset(&ledger, 0, sizeof(ledger));
+	ledger_post(&ledger, rig.lane[1], &x, 1, tp_post_write);
+	ledger_flush(&ledger, rig.lane[1], 31);
+	rig_close(&rig);
+}
+
+/* The kernel removes a Soft-RoCE device once all processes have let go of it, and librdmacm never
+ * does: what happens before and after takes place in processes of their own, which this starts. */
+static void bytes_move_when_the_device_goes(void **state)
+{
+	(void)state;
+	open_rig(16, 2, 16 * MIB);
+	for (unsigned i = 0; i < 12; i++) {
+		struct tp_xfer x = rig_xfer(&rig, 0, 0, 16 * MIB, i);
+		assert_int_equal(tp_post_write(rig.lane[0], &x, 1), 1);
+	}
+	assert_int_equal(system("rdma link delete rxe0 &"), 0);
+	assert_true(ledger_collect_failure(&ledger, rig.lane[0]) < 0);
+	assert_int_equal(ledger.n_done, 12);
+	assert_true(ledger.n_failed > 0);
+	/* The other one has nothing to do, and is told. */
+	memset(&ledger, 0, sizeof(ledger));
+	assert_true(ledger_collect_failure(&ledger, rig.lane[1]) < 0);
+	rig_close(&rig);
+}
+
+static void bytes_move_again(void **state)
+{
+	(void)state;
+	open_rig(16, 1, MIB);
+	memset(rig.near_mem, 0x44, MIB);
+	struct tp_xfer x = rig_xfer(&rig, 0, 0, MIB, 0);
+	ledger_post(&ledger, rig.lane[0], &x, 1, tp_post_write);
+	ledger_flush(&ledger, rig.lane[0], 1);
+	assert_memory_equal(rig.near_mem, rig.far_view, MIB);
+	rig_close(&rig);
+}
+
+static int run_self(const char *part)
+{
+	char self[256], command[320];
+
+	ssize_t len = readlink("/proc/self/exe", self, sizeof(self) - 1);
+	assert_true(len > 0);
+	self[len] = '\0';
+	(void)snprintf(command, sizeof(command), "%s part %s", self, part);
+	return system(command);
+}
+
+/* The first test of all: so far this process itself has no device open. */
+static void a_removed_device_fails_its_lanes(void **state)
+{
+	const char *link = getenv("MEMFERRY_TEST_LINK");
+
+	(void)state;
+	if (!link || strcmp(link, "d0"))
+		skip();
+	for (unsigned round = 0; round < 3; round++) {
+		assert_int_equal(run_self("bytes_move_when_the_device_goes"), 0);
+		uint64_t deadline = PATIENCE;
+		while (system("rdma link add rxe0 type rxe netdev d0 2>/dev/null"))
+			assert_true(base_now_us() < deadline);
+		assert_int_equal(run_self("bytes_move_again"), 0);
+	}
+}
+
+/* Leaks */
+
+struct usage {
+	unsigned pd, cq, qp, cm_id, mr, fds;
+	unsigned long pinned_kib;
+};
+
+/* What the kernel says we and all others have. */
+static struct usage get_usage(void)
+{
+	struct usage usage = { 0 };
+	char line[256];
+	FILE *file = popen("rdma resource show", "re");
+	bool found = false;
+
+	assert_non_null(file);
+	while (fgets(line, sizeof(line), file))
+		found |= sscanf(line, "%*u: rxe0: pd %u cq %u qp %u cm_id %u mr %u", &usage.pd,
+				&usage.cq, &usage.qp, &usage.cm_id, &usage.mr) == 5;
+	assert_int_equal(pclose(file), 0);
+	assert_true(found);
+	file = fopen("/proc/self/status", "re");
+	assert_non_null(file);
+	while (fgets(line, sizeof(line), file))
+		(void)sscanf(line, "VmPin: %lu kB", &usage.pinned_kib);
+	(void)fclose(file);
+	DIR *dir = opendir("/proc/self/fd");
+	assert_non_null(dir);
+	while (readdir(dir))
+		usage.fds++;
+	(void)closedir(dir);
+	return usage;
+}
+
+/* Everything once, and everything that can go wrong without help. */
+static void use_all(void)
+{
+	struct rig_params params = params_of(16, 2, MIB);
+	struct mf_error err = { 0 };
+	struct tp_domain *domain = NULL;
+	struct tp_lane *lane = NULL;
+	struct tp_remote remote;
+	struct tp_limits limits;
+	struct tp_mr *mr = NULL;
+	char nobody[TP_ADDR_MAX];
+
+	memset(&ledger, 0, sizeof(ledger));
+	const struct tp_domain_params wrong = { .local = "127.0.0.1", .depth = 8 };
+	assert_true(tp_domain_open(tp_find("verbs"), &wrong, &domain, &err) < 0);
+	rig_open(&rig, &params);
+	tp_domain_limits(rig.far_domain, &limits);
+	void *hole = mmap(NULL, MIB, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	assert_ptr_not_equal(hole, MAP_FAILED);
+	assert_true(tp_mr_reg(rig.far_domain, hole, MIB, BOTH, &mr, &err) < 0);
+	(void)munmap(hole, MIB);
+	(void)snprintf(nobody, sizeof(nobody), "%s:1", rig_host());
+	assert_true(tp_connect(rig.near_domain, nobody, rig.token, 7, PATIENCE, &lane, &err) < 0);
+	assert_true(tp_connect(rig.near_domain, rig.addr, rig.token, 7, base_deadline_ms(20), &lane,
+			       &err) < 0);
+	assert_true(tp_accept(rig.listener, rig.token, base_deadline_ms(1), &lane, &err) < 0);
+	struct tp_xfer x = rig_xfer(&rig, 0, 0, MIB, 0);
+	ledger_post(&ledger, rig.lane[0], &x, 1, tp_post_write);
+	ledger_flush(&ledger, rig.lane[0], 1);
+	if (limits.windows) {
+		assert_int_equal(
+			tp_mr_reg(rig.far_domain, rig.far_mem, MIB, TP_LENDABLE, &mr, &err), 0);
+		struct tp_mr *registered = rig.far_mr;
+		rig.far_mr = mr;
+		rig_on_far(&rig, 0, lend_to, &remote);
+		rig_on_far(&rig, 1, lend_to, &remote);
+		int ret = 1;
+		rig_on_far(&rig, 0, take_back, &ret);
+		assert_int_equal(ret, 0);
+		rig.far_mr = registered;
+	}
+	/* This lane dies with its windows; the other one is closed alive. */
+	x.key ^= 1;
+	memset(&ledger, 0, sizeof(ledger));
+	ledger_post(&ledger, rig.lane[1], &x, 1, tp_post_write);
+	assert_true(ledger_collect_failure(&ledger, rig.lane[1]) < 0);
+	rig_drop_lane(&rig, 1);
+	tp_mr_dereg(mr);
+	rig_close(&rig);
+}
+
+static void nothing_stays_behind(void **state)
+{
+	struct usage before, after;
+
+	(void)state;
+	if (system("rdma resource show rxe0 >/dev/null 2>&1"))
+		skip();
+	use_all(); /* what libraries keep for good is there now */
+	before = get_usage();
+	for (unsigned i = 0; i < 50; i++)
+		use_all();
+	/* The kernel frees some of it a moment later. */
+	uint64_t deadline = PATIENCE;
+	do
+		after = get_usage();
+	while (memcmp(&before, &after, sizeof(after)) && base_now_us() < deadline);
+	assert_int_equal(after.pd, before.pd);
+	assert_int_equal(after.cq, before.cq);
+	assert_int_equal(after.qp, before.qp);
+	assert_int_equal(after.cm_id, before.cm_id);
+	assert_int_equal(after.mr, before.mr);
+	assert_int_equal(after.fds, before.fds);
+	assert_int_equal(after.pinned_kib, before.pinned_kib);
+	assert_int_equal(after.pinned_kib, 0);
+}
+
+static int try_device(void)
+{
 	const struct tp_domain_params params = { .local = rig_host(), .depth = 1 };
 	struct mf_error err = { 0 };
 	struct tp_domain *domain;
@@ -518,6 +828,42 @@ int main(int argc, char **argv)
 		return 77;
 	}
 	tp_domain_close(domain);
+	return 0;
+}
+
+int main(int argc, char **argv)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_removed_device_fails_its_lanes),
+		cmocka_unit_test(an_address_without_a_device_is_named),
+		cmocka_unit_test(unsignalled_operations_complete_once),
+		cmocka_unit_test(a_small_queue_moves_everything),
+		cmocka_unit_test(memory_mapped_for_reading_can_be_a_source),
+		cmocka_unit_test(registering_on_demand_is_only_asked_for),
+		cmocka_unit_test(strangers_are_refused),
+		cmocka_unit_test(half_a_connection_does_not_hinder),
+		cmocka_unit_test(the_addresses_of_the_device_are_paths),
+		cmocka_unit_test(a_silent_peer_fails_what_is_outstanding),
+		cmocka_unit_test(a_late_write_changes_nothing),
+		cmocka_unit_test(revoking_on_a_broken_lane_revokes),
+		cmocka_unit_test(a_queue_pair_in_error_fails_the_lane_for_good),
+		cmocka_unit_test(nothing_stays_behind),
+		cmocka_unit_test(a_port_that_goes_down_fails_its_lanes),
+	};
+	const struct CMUnitTest parts[] = {
+		cmocka_unit_test(bytes_move_when_the_device_goes),
+		cmocka_unit_test(bytes_move_again),
+	};
+
+	if (argc == 3 && !strcmp(argv[2], "device"))
+		return try_device();
+	if (argc == 3) {
+		cmocka_set_test_filter(argv[2]);
+		return cmocka_run_group_tests_name(argv[1], parts, NULL, NULL);
+	}
+	int status = run_self("device");
+	if (status)
+		return WIFEXITED(status) ? WEXITSTATUS(status) : 1;
 	if (argc == 2)
 		cmocka_set_test_filter(argv[1]);
 	return cmocka_run_group_tests_name("verbs", tests, NULL, NULL);
