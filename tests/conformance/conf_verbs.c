@@ -628,11 +628,13 @@ static void a_queue_pair_in_error_fails_the_lane_for_good(void **state)
 				 1);
 	}
 	assert_int_equal(ibv_modify_qp(qp_of(rig.lane[0]), &attr, IBV_QP_STATE), 0);
+	/* A device may have been faster than we are; to this one it is not. */
+	struct tp_xfer x = rig_xfer(&rig, 0, 0, KIB, 30);
+	uint32_t n = 30 + (tp_post_write(rig.lane[0], &x, 1) == 1);
 	int ret = ledger_collect_failure(&ledger, rig.lane[0]);
 	assert_true(ret < 0);
-	assert_int_equal(ledger.n_done, 30);
-	assert_true(ledger.n_failed > 0);
-	struct tp_xfer x = rig_xfer(&rig, 0, 0, KIB, 30);
+	assert_int_equal(ledger.n_done, n);
+	assert_true(n == 30 || ledger.status[30] < 0);
 	for (unsigned i = 0; i < 3; i++) {
 		assert_int_equal(tp_post_write(rig.lane[0], &x, 1), ret);
 		assert_int_equal(tp_post_read(rig.lane[0], &x, 1), ret);
@@ -652,14 +654,20 @@ static void bytes_move_when_the_device_goes(void **state)
 {
 	(void)state;
 	open_rig(16, 2, 16 * MIB);
-	for (unsigned i = 0; i < 12; i++) {
-		struct tp_xfer x = rig_xfer(&rig, 0, 0, 16 * MIB, i);
-		assert_int_equal(tp_post_write(rig.lane[0], &x, 1), 1);
-	}
 	assert_int_equal(system("rdma link delete rxe0 &"), 0);
+	uint64_t deadline = PATIENCE;
+	uint32_t n = 0;
+	int ret = 0;
+	while (ret >= 0 || ret == -EAGAIN) {
+		assert_true(base_now_us() < deadline && n < LEDGER_MAX);
+		struct tp_xfer x = rig_xfer(&rig, 0, 0, 8 * MIB, n);
+		ret = tp_post_write(rig.lane[0], &x, 1);
+		n += ret == 1;
+		if (ret == -EAGAIN)
+			ret = ledger_poll(&ledger, rig.lane[0], 1);
+	}
 	assert_true(ledger_collect_failure(&ledger, rig.lane[0]) < 0);
-	assert_int_equal(ledger.n_done, 12);
-	assert_true(ledger.n_failed > 0);
+	assert_int_equal(ledger.n_done, n);
 	/* The other one has nothing to do, and is told. */
 	memset(&ledger, 0, sizeof(ledger));
 	assert_true(ledger_collect_failure(&ledger, rig.lane[1]) < 0);
