@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * transport_bench BACKEND HOST: one lane to ourselves over an address of this host, and how fast
- * it is.  Beside it, on the same host, ib_write_bw and ib_read_lat say what the device can do.
+ * transport_bench BACKEND HOST [write|read SIZE]: one lane to ourselves over an address of this
+ * host, and how fast it is.  Beside it, on the same host, ib_write_bw and ib_read_lat say what the
+ * device can do; with one SIZE it uses one buffer over and over, as they do.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -13,6 +14,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/parse.h"
 #include "transport/transport.h"
 
 #define KIB       1024u
@@ -101,7 +103,8 @@ static void flush(struct tp_lane *lane, uint64_t *in_flight)
 }
 
 /* MiB/s of writes of one size, until they are visible. */
-static double write_bandwidth(const struct end *near, const struct tp_remote *remote, uint32_t size)
+static double write_bandwidth(const struct end *near, const struct tp_remote *remote, uint32_t size,
+			      uint32_t span)
 {
 	struct tp_xfer xfer[BATCH];
 	struct mf_error err = { 0 };
@@ -123,7 +126,7 @@ static double write_bandwidth(const struct end *near, const struct tp_remote *re
 						    .remote = remote->addr + at,
 						    .key = remote->key,
 						    .len = size };
-			at = (at + size) % BYTES;
+			at = (at + size) % span;
 		}
 		int n = tp_post_write(near->lane, xfer, BATCH);
 		if (n != -EAGAIN)
@@ -153,23 +156,26 @@ static uint64_t now_ns(void)
 	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-/* One at a time, polled for. */
-static void read_latency(const struct end *near, const struct tp_remote *remote, uint32_t size)
+/* One at a time, polled for; as perftest does, from one post to the next. */
+static void read_latency(const struct end *near, const struct tp_remote *remote, uint32_t size,
+			 uint32_t span)
 {
 	static double us[READS];
 	struct mf_error err = { 0 };
 
+	uint64_t start = now_ns();
 	for (unsigned i = 0; i < READS; i++) {
 		struct tp_xfer xfer = { .local = near->mem,
 					.mr = near->mr,
-					.remote = remote->addr + i % 1024 * size,
+					.remote = remote->addr + i * size % span,
 					.key = remote->key,
 					.len = size };
-		uint64_t start = now_ns();
 		check(tp_post_read(near->lane, &xfer, 1), &err);
 		while (!reap(near->lane))
 			;
-		us[i] = (double)(now_ns() - start) / 1000;
+		uint64_t now = now_ns();
+		us[i] = (double)(now - start) / 1000;
+		start = now;
 	}
 	qsort(us, READS, sizeof(us[0]), compare);
 	(void)printf("read %u B: median %.1f us, 99%% %.1f us\n", size, us[READS / 2],
@@ -186,20 +192,40 @@ static void say_gap(double small, double large)
 		     (small_us - per_byte * 4 * KIB) / per_byte);
 }
 
+static void say_bandwidth(uint32_t size, double mib_per_s)
+{
+	(void)printf("write %u B: %.1f MiB/s\n", size, mib_per_s);
+}
+
+static void measure_all(const struct end *near, const struct tp_remote *remote)
+{
+	double small = write_bandwidth(near, remote, 4 * KIB, BYTES);
+	double large = write_bandwidth(near, remote, 64 * KIB, BYTES);
+
+	say_bandwidth(4 * KIB, small);
+	say_bandwidth(64 * KIB, large);
+	say_bandwidth(MIB, write_bandwidth(near, remote, MIB, BYTES));
+	say_gap(small, large);
+	read_latency(near, remote, 4 * KIB, BYTES);
+}
+
 int main(int argc, char **argv)
 {
-	const struct tp_ops *ops = argc == 3 ? tp_find(argv[1]) : NULL;
+	const struct tp_ops *ops = argc == 3 || argc == 5 ? tp_find(argv[1]) : NULL;
 	struct mf_error err = { 0 };
 	struct far_end far = { 0 };
 	struct end near = { 0 };
 	struct tp_remote remote;
 	char addr[TP_ADDR_MAX];
 	pthread_t thread;
+	uint64_t size = 0;
 
-	if (!ops) {
-		(void)fprintf(stderr, "usage: transport_bench BACKEND HOST\n");
+	if (!ops || (argc == 5 && strcmp(argv[3], "write") && strcmp(argv[3], "read"))) {
+		(void)fprintf(stderr, "usage: transport_bench BACKEND HOST [write|read SIZE]\n");
 		return 2;
 	}
+	if (argc == 5)
+		check(base_parse_number(argv[4], "SIZE", 1, BYTES, &size, &err), &err);
 	open_end(&near, ops, argv[2], TP_LOCAL);
 	open_end(&far.end, ops, argv[2], TP_REMOTE_WRITE | TP_REMOTE_READ);
 	tp_mr_remote(far.end.mr, &remote);
@@ -211,13 +237,13 @@ int main(int argc, char **argv)
 			 &near.lane, &err),
 	      &err);
 
-	double small = write_bandwidth(&near, &remote, 4 * KIB);
-	double large = write_bandwidth(&near, &remote, 64 * KIB);
-	(void)printf("write 4096 B: %.1f MiB/s\n", small);
-	(void)printf("write 65536 B: %.1f MiB/s\n", large);
-	(void)printf("write 1048576 B: %.1f MiB/s\n", write_bandwidth(&near, &remote, MIB));
-	say_gap(small, large);
-	read_latency(&near, &remote, 4 * KIB);
+	if (!size)
+		measure_all(&near, &remote);
+	else if (!strcmp(argv[3], "write"))
+		say_bandwidth((uint32_t)size,
+			      write_bandwidth(&near, &remote, (uint32_t)size, (uint32_t)size));
+	else
+		read_latency(&near, &remote, (uint32_t)size, (uint32_t)size);
 
 	atomic_store(&far.stop, true);
 	tp_lane_wake(far.end.lane);

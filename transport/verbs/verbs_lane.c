@@ -35,8 +35,9 @@
 /* At the latest so many operations, or so many bytes, until the next signalled one. */
 #define SIGNAL_EVERY 16u
 #define SIGNAL_BYTES (256u << 10)
-/* Polls that find nothing until the CM and the device are looked at. */
-#define QUIET_POLLS 64
+/* Polls that find nothing until the CM and the device are looked at: two system calls, in which a
+ * completion would go unseen for longer than in twenty polls. */
+#define QUIET_POLLS 1024
 /* In a wr_id: a request of the lane's own, and the rest is its number among those. */
 #define OWN (1ull << 63)
 
@@ -54,6 +55,11 @@ static struct vrb_domain *domain_of(const struct vrb_lane *lane)
 static void count(uint64_t *counter, uint64_t n)
 {
 	__atomic_store_n(counter, *counter + n, __ATOMIC_RELAXED);
+}
+
+static struct vrb_op *op_of(const struct vrb_lane *lane, uint64_t nr)
+{
+	return &lane->ops[nr & lane->ring_mask];
 }
 
 /* Creation */
@@ -131,7 +137,11 @@ int tp_verbs_lane_create(struct vrb_domain *domain, struct rdma_event_channel *c
 	lane->signal_every = lane->depth / 4 < SIGNAL_EVERY ? lane->depth / 4 : SIGNAL_EVERY;
 	lane->port = id->port_num;
 
-	lane->ops = calloc(lane->depth, sizeof(*lane->ops));
+	uint32_t ring = 1;
+	while (ring < lane->depth)
+		ring *= 2;
+	lane->ring_mask = ring - 1;
+	lane->ops = calloc(ring, sizeof(*lane->ops));
 	int ret = lane->ops ? open_queues(lane, domain) : -ENOMEM;
 	if (!ret)
 		ret = open_descriptors(lane, domain, channel->fd);
@@ -197,7 +207,7 @@ static void finish_to(struct vrb_lane *lane, uint64_t end, int status)
 {
 	assert(end <= lane->posted);
 	for (; lane->done < end; lane->done++)
-		lane->ops[lane->done % lane->depth].status = status;
+		op_of(lane, lane->done)->status = status;
 }
 
 static int code_of(enum ibv_wc_status status)
@@ -327,7 +337,7 @@ int tp_verbs_lane_poll(struct tp_lane *base, struct tp_wc *wc, unsigned n)
 		return 0;
 	}
 	for (; got < n && lane->taken < lane->done; lane->taken++) {
-		const struct vrb_op *op = &lane->ops[lane->taken % lane->depth];
+		const struct vrb_op *op = op_of(lane, lane->taken);
 		wc[got++] = (struct tp_wc){ .cookie = op->cookie, .status = op->status };
 	}
 	lane->quiet = 0;
@@ -355,7 +365,7 @@ static unsigned post_chain(struct vrb_lane *lane, struct ibv_send_wr *wr, unsign
 	for (unsigned i = 0; i < n; i++) {
 		wr[i].wr_id = lane->posted + i;
 		wr[i].next = i + 1 < n ? &wr[i + 1] : NULL;
-		lane->ops[(lane->posted + i) % lane->depth].cookie = cookies[i];
+		op_of(lane, lane->posted + i)->cookie = cookies[i];
 	}
 	int ret = ibv_post_send(lane->qp, wr, &bad);
 	unsigned taken = ret ? (unsigned)(bad - wr) : n, signalled = 0;

@@ -129,7 +129,8 @@ struct vrb_lane {
 	uint32_t signal_every;
 	/* Operations by sequence number: taken <= done <= posted <= taken + depth. */
 	uint64_t posted, done, taken;
-	struct vrb_op *ops; /* depth of them; number n is ops[n % depth] */
+	struct vrb_op *ops; /* number n is ops[n & ring_mask] */
+	uint32_t ring_mask; /* of the power of two that depth fits into */
 	/* Requests of the lane's own (verbs_window.c), with numbers of their own. */
 	uint64_t own_posted, own_done;
 	struct ibv_mw **windows; /* the first n_lent are bound */
