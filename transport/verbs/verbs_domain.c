@@ -258,10 +258,13 @@ static void domain_limits(const struct tp_domain *base, struct tp_limits *ret_li
 	const struct vrb_domain *domain = BASE_CONTAINER_OF(base, struct vrb_domain, base);
 	uint64_t max_mr = domain->attr.max_mr_size;
 
+	max_mr = max_mr && max_mr < INT64_MAX ? max_mr : INT64_MAX; /* 0: no limit */
+	if (domain->windows && max_mr > VRB_WINDOW_MAX)
+		max_mr = VRB_WINDOW_MAX;
 	*ret_limits = (struct tp_limits){
 		.depth = domain->depth,
 		.max_op = domain->max_op,
-		.max_mr = max_mr && max_mr < INT64_MAX ? max_mr : INT64_MAX, /* 0: no limit */
+		.max_mr = max_mr,
 		.gap = VRB_GAP,
 		.windows = domain->windows,
 		.on_demand = domain->on_demand,

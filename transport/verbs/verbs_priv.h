@@ -54,6 +54,9 @@
  * The CM's choice is 0, which is 655 ms. */
 #define VRB_RNR_TIMER 5u
 
+/* mlx5 writes a window's length into 32 bits and checks nothing (rdma-core, set_umr_data_seg). */
+#define VRB_WINDOW_MAX (1ull << 31)
+
 struct vrb_mr {
 	struct tp_mr base;
 	struct ibv_mr *mr;

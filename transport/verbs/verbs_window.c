@@ -86,6 +86,7 @@ static int lend_some(struct vrb_lane *lane, struct tp_mr *const *mr, unsigned n,
 
 	for (unsigned i = 0; i < n; i++) {
 		struct ibv_mw *mw = lane->windows[lane->n_lent + i];
+		assert(mr[i]->len <= VRB_WINDOW_MAX);
 		wr[i] = (struct ibv_send_wr){
 			.opcode = IBV_WR_BIND_MW,
 			.bind_mw = {
