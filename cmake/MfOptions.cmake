@@ -45,6 +45,18 @@ if(NOT MF_WITH_VERBS STREQUAL OFF)
 endif()
 message(STATUS "transport verbs: ${VERBS_FOUND} (librdmacm ${VERBS_librdmacm_VERSION})")
 
+set(MF_WITH_HWLOC AUTO CACHE STRING "placement on NUMA hosts by hwloc: AUTO, ON or OFF")
+set_property(CACHE MF_WITH_HWLOC PROPERTY STRINGS AUTO ON OFF)
+if(NOT MF_WITH_HWLOC STREQUAL OFF)
+  pkg_check_modules(HWLOC IMPORTED_TARGET hwloc>=2.1)
+  if(MF_WITH_HWLOC STREQUAL ON AND NOT HWLOC_FOUND)
+    message(FATAL_ERROR "MF_WITH_HWLOC=ON, but hwloc 2.1 or newer was not found")
+  endif()
+else()
+  unset(HWLOC_FOUND CACHE) # from a time when it was not OFF
+endif()
+message(STATUS "placement: ${HWLOC_FOUND} (hwloc ${HWLOC_VERSION})")
+
 add_library(mf_flags INTERFACE)
 target_compile_definitions(mf_flags INTERFACE _GNU_SOURCE MF_VERSION="${PROJECT_VERSION}")
 target_compile_options(mf_flags INTERFACE

@@ -3,8 +3,8 @@
 
 # Same names in Debian 12 and 13.
 needed=(gcc libc6-dev cmake ninja-build pkg-config python3 libcmocka-dev libfabric-dev libjansson-dev
-	libprotobuf-c-dev protobuf-c-compiler libxxhash-dev libibverbs-dev librdmacm-dev qemu-system-x86
-	iproute2)
+	libprotobuf-c-dev protobuf-c-compiler libxxhash-dev libibverbs-dev librdmacm-dev libhwloc-dev
+	qemu-system-x86 iproute2)
 
 # Networks fail for moments: three tries.
 retry() {
