@@ -30,6 +30,7 @@
  *      at all after mr_dereg(): a late operation fails.
  *  T10 A connection without the right token is refused and never becomes a lane.
  *  T11 connect and accept return by their deadlines.  A refused or silent peer is an error.
+ *      Accept lets a peer that has shown the token in time finish, for at most TP_FINISH_MS more.
  *  T12 A vanished peer fails the lane: each operation outstanding completes with an error.
  *      One that answers nothing any more does so, too, once something was posted and
  *      params.silence_ms have passed.  (A silent peer of an idle lane is the engine's to
@@ -48,6 +49,8 @@
 #include <memferry/error.h>
 
 #define TP_TOKEN_SIZE 32
+/* From a right token to an established connection, only the peer's kernel and process are asked. */
+#define TP_FINISH_MS 10000u
 /* "[v6 address]:port", "name:port" */
 #define TP_ADDR_MAX 128
 

@@ -21,8 +21,6 @@
 
 #define CM_MAGIC   0x6d656d66u /* "memf" */
 #define CM_VERSION 1u
-/* From a right token to an established connection, all is in the peer's kernel already. */
-#define FINISH_US 10000000u
 
 /* On the wire, little-endian, no padding. */
 struct hello {
@@ -226,7 +224,7 @@ static int check_hello(const void *data, size_t len, const uint8_t token[TP_TOKE
 	return 0;
 }
 
-static int finish_accept(struct fab_lane *lane, uint64_t deadline_us)
+static int finish_accept(struct fab_lane *lane)
 {
 	const struct fab_domain *domain =
 		BASE_CONTAINER_OF(lane->base.domain, struct fab_domain, base);
@@ -234,16 +232,17 @@ static int finish_accept(struct fab_lane *lane, uint64_t deadline_us)
 	uint32_t event = 0;
 	size_t len;
 
-	ssize_t n = tp_fabric_eq_wait(domain->fabric, lane->eq, lane->eq_fd, deadline_us, &event,
-				      buf, sizeof(buf), &len);
+	ssize_t n =
+		tp_fabric_eq_wait(domain->fabric, lane->eq, lane->eq_fd,
+				  base_deadline_ms(TP_FINISH_MS), &event, buf, sizeof(buf), &len);
 	if (n < 0)
 		return (int)n;
 	return event == FI_CONNECTED ? 0 : -ECONNRESET;
 }
 
 int tp_fabric_answer(struct fab_listener *listener, struct fi_info *info, const void *data,
-		     size_t len, const uint8_t token[TP_TOKEN_SIZE], uint64_t deadline_us,
-		     struct fab_lane **ret_lane, struct mf_error *err)
+		     size_t len, const uint8_t token[TP_TOKEN_SIZE], struct fab_lane **ret_lane,
+		     struct mf_error *err)
 {
 	struct fab_domain *domain =
 		BASE_CONTAINER_OF(listener->base.domain, struct fab_domain, base);
@@ -270,13 +269,12 @@ int tp_fabric_answer(struct fab_listener *listener, struct fi_info *info, const 
 		.scratch_addr = htole64(scratch_addr(lane)),
 		.scratch_key = htole64(lane->scratch_key),
 	};
-	uint64_t finish_us = base_now_us() + FINISH_US;
 	ret = fi_accept(lane->ep, &welcome, sizeof(welcome));
 	if (ret) {
 		/* The endpoint owns the socket; what is left to reject is a handle to be freed. */
 		tp_fabric_lane_destroy(lane);
 		refuse(listener, info, REASON_RESOURCES);
-	} else if (finish_accept(lane, finish_us < deadline_us ? finish_us : deadline_us)) {
+	} else if (finish_accept(lane)) {
 		tp_fabric_lane_destroy(lane);
 		ret = -ECONNRESET;
 	}

@@ -191,9 +191,9 @@ int tp_fabric_accept(struct tp_listener *base, const uint8_t token[TP_TOKEN_SIZE
 					  "address %s: the peer did not connect in time",
 					  listener->addr);
 		}
-		int ret = tp_fabric_answer(
-			listener, request.entry.info, request.bytes + sizeof(request.entry),
-			(size_t)n - sizeof(request.entry), token, deadline_us, &lane, err);
+		int ret = tp_fabric_answer(listener, request.entry.info,
+					   request.bytes + sizeof(request.entry),
+					   (size_t)n - sizeof(request.entry), token, &lane, err);
 		if (ret < 0)
 			return ret;
 		if (ret) {

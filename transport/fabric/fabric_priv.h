@@ -168,7 +168,7 @@ int tp_fabric_connect(struct tp_domain *domain, const char *addr,
 /* Answers one connection request: 1 and a lane, 0 when the peer was refused or went away, or a
  * negative code for what is wrong here.  Consumes info. */
 int tp_fabric_answer(struct fab_listener *listener, struct fi_info *info, const void *hello,
-		     size_t hello_len, const uint8_t token[TP_TOKEN_SIZE], uint64_t deadline_us,
+		     size_t hello_len, const uint8_t token[TP_TOKEN_SIZE],
 		     struct fab_lane **ret_lane, struct mf_error *err);
 int tp_fabric_listen(struct tp_domain *domain, const char *addr, struct tp_listener **ret_listener,
 		     struct mf_error *err);

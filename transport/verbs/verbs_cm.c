@@ -28,8 +28,6 @@
 
 #define CM_MAGIC   0x6d656d66u /* "memf" */
 #define CM_VERSION 1u
-/* From a right token to an established connection, only the peer's kernel and process are asked. */
-#define FINISH_US 10000000u
 /* Requests that the kernel keeps until accept looks. */
 #define BACKLOG 64
 /* Reasons of the InfiniBand CM for which it rejects by itself (IBTA vol. 1, 12.6.7.2). */
@@ -533,13 +531,11 @@ static int welcome_peer(struct vrb_domain *domain, struct vrb_lane *lane,
 	return rdma_accept(lane->id, &param) ? -errno : 0;
 }
 
-static int await_established(struct vrb_lane *lane, uint64_t deadline_us)
+static int await_established(struct vrb_lane *lane)
 {
-	uint64_t finish_us = base_now_us() + FINISH_US;
 	struct vrb_event event;
 
-	int ret = tp_verbs_channel_wait(lane->channel,
-					finish_us < deadline_us ? finish_us : deadline_us, &event);
+	int ret = tp_verbs_channel_wait(lane->channel, base_deadline_ms(TP_FINISH_MS), &event);
 	if (!ret && event.type != RDMA_CM_EVENT_ESTABLISHED)
 		ret = -ECONNRESET;
 	return ret;
@@ -567,8 +563,8 @@ static int set_up(struct vrb_domain *domain, struct rdma_cm_id *id, uint32_t lan
 /* Answers one connection request: 1 and a lane, 0 when the peer was refused or went away, or a
  * negative code for what is wrong here. */
 static int answer(struct vrb_domain *domain, const struct vrb_event *request,
-		  const uint8_t token[TP_TOKEN_SIZE], uint64_t deadline_us,
-		  struct vrb_lane **ret_lane, struct mf_error *err)
+		  const uint8_t token[TP_TOKEN_SIZE], struct vrb_lane **ret_lane,
+		  struct mf_error *err)
 {
 	struct rdma_event_channel *channel = NULL;
 	struct mf_error why = { 0 };
@@ -596,7 +592,7 @@ static int answer(struct vrb_domain *domain, const struct vrb_event *request,
 	if (ret)
 		refuse(lane->id, REASON_RESOURCES);
 	else
-		ret = await_established(lane, deadline_us);
+		ret = await_established(lane);
 	if (ret) {
 		tp_verbs_lane_destroy(lane);
 		return 0; /* the peer has gone; others may come */
@@ -618,7 +614,7 @@ int tp_verbs_accept(struct tp_listener *base, const uint8_t token[TP_TOKEN_SIZE]
 		if (!ret && event.type == RDMA_CM_EVENT_DEVICE_REMOVAL)
 			ret = -ENODEV;
 		if (!ret && event.type == RDMA_CM_EVENT_CONNECT_REQUEST)
-			ret = answer(domain, &event, token, deadline_us, &lane, err);
+			ret = answer(domain, &event, token, &lane, err);
 		if (ret > 0) {
 			*ret_lane = &lane->base;
 			return 0;
