@@ -257,13 +257,25 @@ static void reap(struct vrb_lane *lane)
 		tp_verbs_fail_lane(lane, broken);
 }
 
+/* A goodbye over a link that is down reaches nobody; and Soft-RoCE's queue pair for the connection manager's messages
+ * goes into the error state over it, for good: no connection could be made when the link is back.  A lane that
+ * failed by itself says nothing, as its link may be the reason; closing it does. */
+static bool port_is_active(const struct vrb_lane *lane)
+{
+	struct ibv_port_attr port;
+
+	return !ibv_query_port(domain_of(lane)->context, lane->port, &port) &&
+	       port.state == IBV_PORT_ACTIVE;
+}
+
 void tp_verbs_fail_lane(struct vrb_lane *lane, int code)
 {
 	if (lane->failed)
 		return;
 	lane->failed = code;
 	reap(lane); /* what has happened has happened */
-	(void)rdma_disconnect(lane->id);
+	if (code == -ECANCELED && port_is_active(lane))
+		(void)rdma_disconnect(lane->id);
 	destroy_qp(lane);
 	finish_to(lane, lane->posted, code);
 	lane->own_done = lane->own_posted;
@@ -294,6 +306,11 @@ static void check_cm(struct vrb_lane *lane)
 			break;
 		case RDMA_CM_EVENT_DEVICE_REMOVAL:
 			tp_verbs_fail_lane(lane, -ENODEV);
+			break;
+		case RDMA_CM_EVENT_DISCONNECTED:
+			(void)rdma_disconnect(
+				lane->id); /* the peer's own goodbye came through: answer it */
+			tp_verbs_fail_lane(lane, -ECONNRESET);
 			break;
 		default:
 			tp_verbs_fail_lane(lane, -ECONNRESET);
