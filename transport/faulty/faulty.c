@@ -122,7 +122,10 @@ static void domain_stats(const struct tp_domain *base, struct tp_domain_stats *r
 static int mr_reg(struct tp_domain *domain, void *addr, uint64_t len, uint32_t access,
 		  struct tp_mr **ret_mr, struct mf_error *err)
 {
-	struct faulty_mr *mr = calloc(1, sizeof(*mr));
+	struct tp_faulty_plan *plan = to_domain(domain)->plan;
+	bool fails =
+		atomic_fetch_add(&plan->registrations, 1) + 1 == atomic_load(&plan->fail_reg_at);
+	struct faulty_mr *mr = fails ? NULL : calloc(1, sizeof(*mr));
 	if (!mr)
 		return base_error_sys(err, -ENOMEM, MF_SCOPE_SESSION, "memory registration");
 	mr->base = (struct tp_mr){ domain, addr, len, access };
@@ -520,6 +523,22 @@ const struct tp_ops *tp_faulty_create(const struct tp_ops *inner, struct tp_faul
 		.plan = plan,
 	};
 	return &table->ops;
+}
+
+void tp_faulty_disguise(const struct tp_ops *ops, const char *kind,
+			int (*paths)(struct tp_path *ret, unsigned cap))
+{
+	struct faulty_table *table = BASE_CONTAINER_OF(ops, struct faulty_table, ops);
+
+	table->ops.kind = kind;
+	table->ops.paths = paths;
+	table->ops.caps &= ~(uint32_t)TP_CAP_TARGET_PROGRESS;
+	table->ops.caps |= TP_CAP_PINS;
+}
+
+struct tp_lane *tp_faulty_inner(struct tp_lane *lane)
+{
+	return to_lane(lane)->inner;
 }
 
 void tp_faulty_destroy(const struct tp_ops *ops)

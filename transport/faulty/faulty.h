@@ -33,6 +33,8 @@ struct tp_faulty_plan {
 	_Atomic uint64_t delay_polls;
 	/* As many of the next calls return -ECONNREFUSED, without any traffic. */
 	_Atomic uint32_t refuse_connects, refuse_accepts;
+	/* This registration fails with -ENOMEM. */
+	_Atomic uint64_t fail_reg_at;
 	/* The lane with the id drop_lane, or with TP_FAULTY_ANY_LANE each, is shut down once it
 	 * has accepted drop_after_ops operations, or with drop_now at its next call. */
 	_Atomic uint64_t drop_after_ops;
@@ -40,12 +42,18 @@ struct tp_faulty_plan {
 	_Atomic bool drop_now;
 
 	/* What happened, for tests to look at. */
-	_Atomic uint64_t posts, completions, faults;
+	_Atomic uint64_t posts, completions, registrations, faults;
 };
 
 /* A table for tp_domain_open().  inner and plan are borrowed until it is destroyed, which has
  * to wait for all of its domains.  NULL: no memory. */
 const struct tp_ops *tp_faulty_create(const struct tp_ops *inner, struct tp_faulty_plan *plan);
+/* The table calls itself by another kind, is found by these paths, and says that it pins: another transport, to the
+ * engine. */
+void tp_faulty_disguise(const struct tp_ops *ops, const char *kind,
+			int (*paths)(struct tp_path *ret, unsigned cap));
+/* The wrapped one. */
+struct tp_lane *tp_faulty_inner(struct tp_lane *lane);
 void tp_faulty_destroy(const struct tp_ops *ops); /* NULL: nothing */
 
 #endif
