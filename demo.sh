@@ -188,7 +188,7 @@ source_beats() {
 
 step "3. A guest of $memory: it stamps pages, writes $rate/s, and checks all that it ever wrote"
 accelerators=(tcg)
-{ exec {kvm}<>/dev/kvm; } 2>/dev/null && exec {kvm}>&- && accelerators=(kvm tcg)
+[ -c /dev/kvm ] && { exec {kvm}<>/dev/kvm; } 2>/dev/null && exec {kvm}>&- && accelerators=(kvm tcg)
 accel=''
 for try in "${accelerators[@]}"; do
 	start_qemu source "$try"

@@ -20,7 +20,7 @@ import xml.etree.ElementTree
 PRELUDE = r"""
 kernel_before() { [ "$(printf '%s\n%s\n' "$1" "$(uname -r)" | sort -V | head -n 1)" != "$1" ]; }
 lacks() { ! command -v "$1" >/dev/null; }
-can_kvm() { (exec 3<>/dev/kvm) 2>/dev/null; }
+can_kvm() { [ -c /dev/kvm ] && (exec 3<>/dev/kvm) 2>/dev/null; }
 huge_pages_below() { [ "$(awk '/^HugePages_Total/ { print $2 }' /proc/meminfo)" -lt "$1" ]; }
 """
 
