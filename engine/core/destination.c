@@ -111,6 +111,7 @@ static int send_verdicts(struct mf_session *s, struct mf_error *err)
 	const struct mf_report *rep = &s->report;
 	Mf__Wire__Finding finding[BASE_ARRAY_LEN(rep->findings)];
 	Mf__Wire__Finding *findings[BASE_ARRAY_LEN(rep->findings)];
+	Mf__Wire__Rail rail[ENG_RAILS_MAX], *rails[ENG_RAILS_MAX];
 	Mf__Wire__Guest guest = MF__WIRE__GUEST__INIT;
 	Mf__Wire__Verdicts body = MF__WIRE__VERDICTS__INIT;
 	wire_msg msg = WIRE_INIT;
@@ -122,6 +123,17 @@ static int send_verdicts(struct mf_session *s, struct mf_error *err)
 		finding[i].detail = (char *)rep->findings[i].detail;
 		findings[i] = &finding[i];
 	}
+	for (uint32_t k = 0; k < s->n_rails; k++) {
+		mf__wire__rail__init(&rail[k]);
+		rail[k].transport = (char *)s->rail[k].tp->kind;
+		rail[k].source = s->rail[k].peer;
+		rail[k].destination = s->rail[k].local;
+		rail[k].source_device = s->rail[k].peer_device;
+		rail[k].destination_device = s->rail[k].device;
+		rails[k] = &rail[k];
+	}
+	body.n_rails = s->n_rails;
+	body.rails = rails;
 	guest.kind = s->guest.kind;
 	guest.name = s->guest.name;
 	guest.monitor = s->guest.monitor;
@@ -153,9 +165,9 @@ static int destination_check(struct mf_session *s, struct plan *plan, struct mf_
 	s->report.mode = d->mode < MF_MODE_COUNT ? (enum mf_mode)d->mode : MF_MODE_HYBRID;
 	eng_preflight_local(s);
 	eng_preflight_peer(s, d->guest);
-	s->tp = eng_pick_transport(s, (const char *const *)d->transports, d->n_transports, err);
-	if (!s->tp)
-		eng_finding(s, MF_REFUSE, "transport", "none in common with what was asked for");
+	struct mf_error why = { 0 };
+	if (eng_rails_pair(s, d, &why) < 0)
+		eng_finding(s, MF_REFUSE, "transport", "%s", why.msg);
 	else
 		eng_emit(s, MF_EVENT_TRANSPORT, "%s: %s", s->report.transport,
 			 s->report.transport_reason);
@@ -168,33 +180,6 @@ static int destination_check(struct mf_session *s, struct plan *plan, struct mf_
 
 /* ---- prepare ---- */
 
-static int offer_lanes(struct mf_session *s, struct mf_error *err)
-{
-	struct tp_listener *listener = NULL;
-	char address[TP_ADDR_MAX];
-	Mf__Wire__Prepared body = MF__WIRE__PREPARED__INIT;
-	wire_msg msg = WIRE_INIT;
-
-	(void)snprintf(address, sizeof(address), strchr(s->local_host, ':') ? "[%s]:0" : "%s:0",
-		       s->local_host);
-	int r = tp_listen(s->lanes.domain, address, &listener, err);
-	if (r < 0)
-		return r;
-	tp_listener_addr(listener, address, sizeof(address));
-	body.address = address;
-	r = eng_memory_to_wire(s, &body.regions, &body.n_regions);
-	if (r == 0) {
-		msg.body_case = WIRE_BODY(PREPARED);
-		msg.prepared = &body;
-		r = eng_send(s, &msg, err);
-	}
-	eng_memory_wire_free(body.regions, body.n_regions);
-	if (r == 0)
-		r = eng_lanes_accept(s, listener, err);
-	tp_listener_close(listener);
-	return r < 0 ? r : eng_send_plain(s, WIRE_BODY(LANES_UP), err);
-}
-
 static int destination_prepare(struct mf_session *s, struct mf_error *err)
 {
 	wire_msg *msg;
@@ -205,7 +190,7 @@ static int destination_prepare(struct mf_session *s, struct mf_error *err)
 	const Mf__Wire__Prepare *p = msg->prepare;
 	uint32_t bulk = p->bulk_lanes;
 	memcpy(s->token, p->token.data, sizeof(s->token));
-	bool agreed = !strcmp(p->transport, s->tp->kind) && bulk <= ENG_LANES_MAX;
+	bool agreed = !strcmp(p->transport, s->report.transport) && bulk <= ENG_LANES_MAX;
 	wire_msg_free(msg);
 	if (!agreed)
 		return base_error(err, -MF_EPEER, MF_SCOPE_SESSION,
@@ -217,10 +202,8 @@ static int destination_prepare(struct mf_session *s, struct mf_error *err)
 	if (r == 0)
 		r = eng_memory_empty(s, err);
 	if (r == 0)
-		r = eng_lanes_init(s, bulk, err);
-	if (r == 0)
-		r = eng_memory_register(s, TP_REMOTE_WRITE, err);
-	return r < 0 ? r : offer_lanes(s, err);
+		r = eng_rails_open(s, bulk, TP_REMOTE_WRITE, err);
+	return r < 0 ? r : eng_rails_admit(s, err);
 }
 
 /* ---- rounds, seen from here ---- */
@@ -237,15 +220,16 @@ static void show_round(struct mf_session *s, const Mf__Wire__RoundInfo *w)
 	eng_emit_round(s, &round);
 }
 
-static int drop_lane(struct mf_session *s, uint32_t lane, struct mf_error *err)
+static int drop_lane(struct mf_session *s, uint32_t rail, uint32_t lane, struct mf_error *err)
 {
 	Mf__Wire__LaneGone body = MF__WIRE__LANE_GONE__INIT;
 	wire_msg msg = WIRE_INIT;
-	int r = eng_lane_drop(s, lane, err);
+	int r = eng_lane_drop(s, rail, lane, err);
 	if (r < 0)
 		return r;
 	msg.body_case = WIRE_BODY(LANE_GONE);
 	msg.lane_gone = &body;
+	body.rail = rail;
 	body.lane = lane;
 	return eng_send(s, &msg, err);
 }
@@ -269,7 +253,9 @@ static int wait_for_switchover(struct mf_session *s, wire_msg **ret, struct mf_e
 		if (msg->body_case == WIRE_BODY(ROUND))
 			show_round(s, msg->round);
 		else if (msg->body_case == WIRE_BODY(LANE_LOST))
-			r = drop_lane(s, msg->lane_lost->lane, err);
+			r = drop_lane(s, msg->lane_lost->rail, msg->lane_lost->lane, err);
+		else if (msg->body_case == WIRE_BODY(RAIL_RETRY))
+			r = eng_rails_retried(s, msg->rail_retry->rail, err);
 		else
 			r = base_error(err, -MF_EPEER, MF_SCOPE_SESSION,
 				       "the source said '%s' out of turn", wire_msg_name(msg));
@@ -387,22 +373,23 @@ static int destination_switchover(struct mf_session *s, struct plan *plan, wire_
 	s->stopped_us = base_now_us() - w->paused_us_ago;
 	plan->postcopy = w->postcopy;
 
+	s->pulling = plan->postcopy;
 	/* From here no late write of the source can reach this memory. */
-	eng_memory_deregister(s);
 	int r = 0;
-	if (plan->postcopy) {
-		r = eng_memory_from_wire(s, w->regions, w->n_regions, err);
-		if (r == 0 && missing > all_pages(s))
-			r = base_error(err, -MF_EPEER, MF_SCOPE_SESSION,
-				       "the source named more pages than there are");
-		if (r == 0)
-			r = eng_memory_register(s, TP_LOCAL, err);
-	}
+	if (plan->postcopy)
+		eng_withdraw_for_reading(s);
+	else
+		r = eng_rails_cut(s, err);
+	if (r == 0 && plan->postcopy && missing > all_pages(s))
+		r = base_error(err, -MF_EPEER, MF_SCOPE_SESSION,
+			       "the source named more pages than there are");
 	wire_msg_free(msg);
 	if (r == 0)
 		r = take_lists(s, plan->postcopy ? missing : 0, plan->verify, err);
 	if (r == 0 && plan->verify)
 		r = verify_present(s, err);
+	if (r == 0 && plan->postcopy)
+		r = eng_register_wait(s, err);
 	if (r == 0 && plan->postcopy)
 		r = eng_pull_start(s, &plan->pull, err);
 	if (r == 0)
@@ -503,6 +490,7 @@ static int destination_finish(struct mf_session *s, struct plan *plan, struct mf
 				"that only the source has: keep both monitors as they are");
 		}
 		eng_pull_finish(s, plan->pull);
+		atomic_store_explicit(&s->lanes_done, true, memory_order_relaxed);
 	}
 	say_done(s);
 	eng_record_remove(s);

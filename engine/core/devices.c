@@ -1,16 +1,60 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /* What the data plane could use on this host. */
-#include <ifaddrs.h>
 #include <net/if.h>
-#include <netdb.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/socket.h>
 
 #include "base/error.h"
 #include "core/engine.h"
 
-#include <errno.h>
+#define PATHS_MAX 64
+
+/* "100 Gb/s"; nothing when the rate is not known. */
+static void format_rate(uint64_t mbit_per_s, char *ret, size_t cap)
+{
+	if (!mbit_per_s)
+		ret[0] = '\0';
+	else if (mbit_per_s < 1000)
+		(void)snprintf(ret, cap, ", %llu Mb/s", (unsigned long long)mbit_per_s);
+	else
+		(void)snprintf(ret, cap, ", %.3g Gb/s", (double)mbit_per_s / 1000);
+}
+
+/* How far memory on each node is from the device: 10 is local. */
+static void format_node(const struct base_place *place, int node, char *ret, size_t cap)
+{
+	int at = node < 0 ? 0 : snprintf(ret, cap, ", NUMA node %d", node);
+	int first = base_place_distance(place, node, 0);
+	ret[0] = at ? ret[0] : '\0';
+	for (int to = 0; first >= 0 && at > 0 && (size_t)at < cap && to < BASE_PLACE_NODES; to++) {
+		int distance = base_place_distance(place, node, to);
+		if (distance < 0)
+			break;
+		at += snprintf(ret + at, cap - (size_t)at, "%s%d",
+			       to ? " " : " (distance from each: ", distance);
+	}
+	if (first >= 0 && at > 0 && (size_t)at < cap)
+		(void)snprintf(ret + at, cap - (size_t)at, ")");
+}
+
+static void fill(const struct tp_ops *tp, const struct tp_path *path, struct base_place *place,
+		 struct mf_device *ret)
+{
+	char rate[32], node[96];
+	int numa = path->numa_node >= 0 ? path->numa_node
+					: base_place_device_node(place, path->device);
+	format_rate(path->mbit_per_s, rate, sizeof(rate));
+	format_node(place, numa, node, sizeof(node));
+	*ret = (struct mf_device){ .usable = path->up, .numa_node = numa };
+	(void)snprintf(ret->transport, sizeof(ret->transport), "%s", tp->kind);
+	(void)snprintf(ret->name, sizeof(ret->name), "%s", path->device);
+	(void)snprintf(ret->detail, sizeof(ret->detail), "%.64s/%u%s%.15s%s%.95s%s%s",
+		       path->address, path->prefix,
+		       strcmp(path->device, path->interface) ? " on " : "",
+		       strcmp(path->device, path->interface) ? path->interface : "",
+		       path->detail[0] ? ", " : "", path->detail, rate, node);
+	ret->mbit_per_s = path->mbit_per_s;
+}
 
 static unsigned add(struct mf_device *ret, unsigned cap, unsigned n, const struct mf_device *d)
 {
@@ -19,58 +63,52 @@ static unsigned add(struct mf_device *ret, unsigned cap, unsigned n, const struc
 	return n + 1;
 }
 
-/* One line for each transport that the interface could serve; the better one is picked. */
-static unsigned add_interface(struct mf_device *ret, unsigned cap, unsigned n,
-			      const struct ifaddrs *i)
+/* What is found by path: every path that is up makes a rail, where the other host has one in its subnet. */
+static unsigned add_paths(struct mf_device *ret, unsigned cap, unsigned n, const struct tp_ops *tp,
+			  struct base_place *place, bool *ret_better)
 {
-	char host[NI_MAXHOST];
-	struct mf_error missing = { 0 };
-	bool is_up = i->ifa_flags & IFF_UP, is_loopback = i->ifa_flags & IFF_LOOPBACK;
-	const struct tp_ops *verbs = tp_find("verbs");
-	socklen_t len = i->ifa_addr->sa_family == AF_INET ? sizeof(struct sockaddr_in)
-							  : sizeof(struct sockaddr_in6);
-	if (getnameinfo(i->ifa_addr, len, host, sizeof(host), NULL, 0, NI_NUMERICHOST))
-		return n;
-
-	bool has_verbs = verbs && is_up && eng_try_transport(verbs, host, &missing) == 0;
-	if (has_verbs) {
-		struct mf_device d = { .usable = true, .picked = !is_loopback };
-		(void)snprintf(d.transport, sizeof(d.transport), "verbs");
-		(void)snprintf(d.name, sizeof(d.name), "%s", i->ifa_name);
-		(void)snprintf(d.detail, sizeof(d.detail), "%.100s, RDMA", host);
-		(void)snprintf(d.reason, sizeof(d.reason),
-			       "used when the other host is reached through it and has RDMA, too");
+	bool fallback = tp->caps & TP_CAP_TARGET_PROGRESS;
+	struct tp_path paths[PATHS_MAX];
+	int count = tp_paths(tp, paths, PATHS_MAX);
+	for (int i = 0; i < count && i < PATHS_MAX; i++) {
+		struct mf_device d;
+		fill(tp, &paths[i], place, &d);
+		d.picked = paths[i].up && !(fallback && *ret_better);
+		if (!paths[i].up)
+			(void)snprintf(d.reason, sizeof(d.reason),
+				       fallback ? "the interface is down"
+						: "its port is not active");
+		else if (fallback && *ret_better)
+			(void)snprintf(d.reason, sizeof(d.reason),
+				       "used when the other host is reached through it and has no "
+				       "RDMA, or "
+				       "when that is lost");
+		else if (fallback)
+			(void)snprintf(d.reason, sizeof(d.reason),
+				       "used when the other host is reached through it; %s",
+				       tp_find("verbs") ? "this host has no usable RDMA device"
+							: "no RDMA verbs in this build");
+		else
+			(void)snprintf(d.reason, sizeof(d.reason),
+				       "used when the other host has an RDMA device in its subnet");
 		n = add(ret, cap, n, &d);
 	}
-	if (!tp_find("tcp"))
-		return n;
-	struct mf_device d = { .usable = is_up, .picked = is_up && !is_loopback && !has_verbs };
-	(void)snprintf(d.transport, sizeof(d.transport), "tcp");
-	(void)snprintf(d.name, sizeof(d.name), "%s", i->ifa_name);
-	(void)snprintf(d.detail, sizeof(d.detail), "%.100s, libfabric tcp", host);
-	if (!is_up)
-		(void)snprintf(d.reason, sizeof(d.reason), "the interface is down");
-	else if (has_verbs)
-		(void)snprintf(d.reason, sizeof(d.reason), "used when the other host has no RDMA");
-	else
-		(void)snprintf(d.reason, sizeof(d.reason),
-			       "used when the other host is reached through it; %.100s",
-			       verbs ? missing.msg : "no RDMA verbs in this build");
-	return add(ret, cap, n, &d);
+	for (int i = 0; i < count && i < PATHS_MAX; i++)
+		*ret_better = *ret_better || (!fallback && paths[i].up);
+	return n;
 }
 
 int mf_devices(struct mf_device *ret, unsigned cap, struct mf_error *err)
 {
+	struct base_place *place = NULL;
+	bool better = false;
 	unsigned n = 0;
-	struct ifaddrs *list;
-	if (getifaddrs(&list))
-		return base_error_sys(err, -errno, MF_SCOPE_HOST, "network interfaces");
-	for (const struct ifaddrs *i = list; i; i = i->ifa_next) {
-		bool is_ip = i->ifa_addr && (i->ifa_addr->sa_family == AF_INET ||
-					     i->ifa_addr->sa_family == AF_INET6);
-		if (is_ip)
-			n = add_interface(ret, cap, n, i);
-	}
-	freeifaddrs(list);
+	if (base_place_open(NULL, &place, err) < 0)
+		place = NULL; /* distances are not known then */
+	for (const struct tp_ops *const *t = tp_backends(); *t; t++)
+		n = add_paths(ret, cap, n, *t, place, &better);
+	base_place_close(place);
+	if (err)
+		*err = (struct mf_error){ 0 };
 	return (int)n;
 }

@@ -19,6 +19,7 @@
 
 #include "base/bitmap.h"
 #include "base/error.h"
+#include "base/placement.h"
 #include "core/latency.h"
 #include "tracker/pager.h"
 #include "tracker/tracker.h"
@@ -36,6 +37,11 @@
 #define ENG_DEPTH            128u                /* operations in flight per lane */
 #define ENG_CHUNKS_UNFLUSHED 4u /* per lane: bounds bytes in flight and what a lost lane costs */
 #define ENG_LANES_MAX        64u
+#define ENG_RAILS_MAX        MF_RAILS_MAX
+/* How long nothing may be registered until that counts as a failure: a piece is at most 1 GiB. */
+#define ENG_REGISTER_STALL_MS 120000u
+/* Threads that register the memory of one rail. */
+#define ENG_REG_THREADS 4u
 
 /* States of a session; state.c has the table of what may follow what. */
 enum eng_state {
@@ -67,12 +73,7 @@ struct eng_region {
 	uint64_t *todo;
 	/* Destination, post-copy: pages whose bytes are here.  In a shared file: survives us. */
 	uint64_t *present;
-	uint64_t *hashes;   /* destination, verify in post-copy: what each page must be */
-	struct tp_mr **mrs; /* one per ENG_PIECE */
-	uint32_t n_mrs;
-	struct tp_remote *remote; /* the peer's, one per remote_piece */
-	uint32_t n_remote;
-	uint64_t remote_piece;
+	uint64_t *hashes; /* destination, verify in post-copy: what each page must be */
 };
 
 struct eng_memory {
@@ -100,11 +101,28 @@ struct eng_op {
 	uint64_t seen_us; /* fault: when it was seen */
 };
 
+/* How a side cuts all regions into registrations; they are numbered over all regions, in order. */
+struct eng_pieces {
+	uint64_t size[MF_REGIONS_MAX];  /* bytes; the last one of a region may be shorter */
+	uint32_t first[MF_REGIONS_MAX]; /* the number of a region's first */
+	uint32_t total;
+};
+
 struct eng_lane {
 	struct mf_session *session;
+	struct eng_rail *rail;
 	struct tp_lane *tp; /* the thread's own from start to join */
-	uint32_t id;
+	pthread_mutex_t
+		wake_lock; /* tp comes and goes under it, for those who only wake the lane */
+	uint32_t id;       /* of the rail's */
 	bool urgent;
+	/* The peer's pieces as this lane reaches them; those below `reachable` are there. */
+	struct tp_remote *remote;
+	_Atomic uint32_t reachable;
+	struct tp_remote *
+		lent; /* ours as the peer reaches them over this lane, where they are lent by lane */
+	cpu_set_t cpus;            /* where it runs; empty: anywhere */
+	struct tp_lane_stats past; /* of earlier connections */
 	pthread_t thread;
 	bool started;
 	int sleep_fd; /* wakes a failed lane's thread */
@@ -113,6 +131,7 @@ struct eng_lane {
 	_Atomic bool stop;
 	_Atomic bool drop; /* the peer has lost it: shut it down */
 	_Atomic int failure;
+	_Atomic bool lost;     /* it failed before the session was done with it */
 	bool fenced;           /* session thread, source: the destination knows of the failure */
 	struct mf_error error; /* of the failure; read after the job ended */
 
@@ -123,12 +142,60 @@ struct eng_lane {
 	uint32_t in_flight; /* operations and flushes */
 };
 
-struct eng_lanes {
-	struct tp_domain *domain;
+/* A pair of addresses, and a transport between them.  Both sides number them alike, in order of preference; work
+ * is given to those of the first transport that has a lane left. */
+struct eng_rail {
+	struct mf_session *session;
+	uint32_t id;
+	const struct tp_ops *tp;
+	char device[64];
+	char local[MF_ADDRESS_MAX], peer[MF_ADDRESS_MAX]; /* without ports */
+	char peer_device[64];
+	struct eng_lane *lane; /* the session's n_bulk, then the urgent one */
+
+	/* from opening to closing; session thread, but for what is atomic */
+	struct tp_domain *domain; /* NULL: closed */
+	struct tp_listener *listener;
 	struct tp_limits limits;
-	struct eng_lane *lane; /* bulk lanes, then the urgent one */
-	uint32_t n_bulk;
-	uint32_t n; /* of lane[]: started or being started */
+	bool joined;         /* all its lanes were connected */
+	_Atomic bool usable; /* its lanes may be given work */
+	bool told_lost;
+	struct mf_error error; /* why it is not usable any more */
+	struct eng_pieces pieces, theirs;
+
+	/* registering: its threads fill mr, from the first piece on */
+	struct tp_mr **mr;           /* one a piece; NULL: not registered, for now */
+	uint8_t *done;               /* by piece: looked at; protected by reg_lock */
+	uint32_t access;             /* what they are registered with */
+	_Atomic uint32_t registered; /* all pieces below it are done */
+	pthread_mutex_t reg_lock;
+	pthread_t reg_thread[ENG_REG_THREADS];
+	uint32_t n_reg_threads;
+	_Atomic uint32_t reg_next;
+	_Atomic bool reg_stop;
+	_Atomic int reg_failure;
+	struct mf_error reg_error; /* written before reg_failure */
+	uint64_t reg_started_us;
+
+	/* announcing what the peer may reach */
+	uint32_t exposes;   /* TP_REMOTE_*, 0: nothing */
+	uint32_t announced; /* all pieces below it were */
+	uint32_t woken_at;  /* what was registered when its lanes were last told */
+	struct {
+		struct eng_job job;
+		uint32_t first, end;
+		bool running;
+	} lend;
+
+	/* coming back */
+	uint64_t retry_at_us;
+	uint32_t retries;
+	struct mf_rail_report report;
+};
+
+struct eng_lanes {
+	struct eng_lane *lane; /* of all rails, rail by rail */
+	uint32_t n_bulk;       /* of each rail; its urgent one follows them */
 };
 
 struct mf_session {
@@ -148,7 +215,8 @@ struct mf_session {
 	struct wire_channel *channel;
 	struct eng_memory memory;
 	struct eng_lanes lanes;
-	const struct tp_ops *tp;
+	struct eng_rail rail[ENG_RAILS_MAX];
+	uint32_t n_rails;
 	const struct tp_ops
 		*tp_given; /* tests, before the run: stands for the built one of its kind */
 
@@ -158,8 +226,15 @@ struct mf_session {
 	int pager_uffd;
 	bool prepared; /* the adapter was; abort() is owed */
 	bool record_written;
-	bool peer_gave_up; /* it sent Abort */
-	uint32_t throttle; /* percent, of the source guest */
+	bool peer_gave_up;        /* it sent Abort */
+	uint32_t throttle;        /* percent, of the source guest */
+	bool pulling;             /* destination: post-copy is near, or under way */
+	struct base_place *place; /* NULL: not known, or a host of one node */
+	bool place_opened;
+	char chosen_because
+		[160]; /* why the transport was chosen that was lost later; "": it was not */
+	_Atomic bool lanes_done; /* nothing moves any more: that lanes end is no news */
+	wire_msg *kept;          /* came before its turn; the next message to be received */
 
 	/* device state on its way */
 	struct {
@@ -231,42 +306,138 @@ int eng_destination_run(struct mf_session *s, struct mf_error *err);
 /* memory.c */
 int eng_memory_map(struct mf_session *s, struct mf_error *err);
 void eng_memory_unmap(struct mf_session *s);
-int eng_memory_register(struct mf_session *s, uint32_t access, struct mf_error *err);
-void eng_memory_deregister(struct mf_session *s);
 /* Destination: the whole RAM becomes holes. */
 int eng_memory_empty(struct mf_session *s, struct mf_error *err);
 /* Sets todo for every page that is not a hole of the file; counts them. */
 uint64_t eng_memory_seed(struct mf_session *s);
 uint64_t eng_memory_count_todo(const struct mf_session *s); /* pages of any size */
 uint64_t eng_memory_todo_bytes(const struct mf_session *s);
-int eng_memory_to_wire(const struct mf_session *s, Mf__Wire__Remote ***ret, size_t *ret_n);
-void eng_memory_wire_free(Mf__Wire__Remote **remotes, size_t n);
-int eng_memory_from_wire(struct mf_session *s, Mf__Wire__Remote *const *remotes, size_t n,
-			 struct mf_error *err);
-/* An operation on pages [first, first + n) of a region, which lie in one piece of both sides. */
-void eng_memory_xfer(const struct eng_region *r, uint64_t first, uint64_t n, uint64_t cookie,
-		     struct tp_xfer *ret);
+/* Bytes [at, at + len) of the region hold something, as far as the file can tell.  Any thread. */
+bool eng_region_has_data(const struct eng_region *r, uint64_t at, uint64_t len);
+/* Pages [first, first + n) of a region, which lie in one piece of both sides: both have it registered. */
+bool eng_lane_reaches(const struct eng_lane *lane, uint32_t region, uint64_t first);
+/* The registration here that the page lies in was put off: nothing of it was to be moved. */
+bool eng_lane_lacks(const struct eng_lane *lane, uint32_t region, uint64_t first);
+/* An operation on such pages, which the lane reaches. */
+void eng_memory_xfer(const struct eng_lane *lane, uint32_t region, uint64_t first, uint64_t n,
+		     uint64_t cookie, struct tp_xfer *ret);
 /* Runs of at most this many pages make one operation. */
 uint64_t eng_op_pages(const struct eng_region *r);
 uint64_t eng_chunk_pages(const struct eng_region *r);
 
+/* pieces.c: what is registered, and for whom. */
+/* How this side cuts its memory for the rail. */
+void eng_pieces_cut(const struct mf_session *s, uint64_t max_mr, struct eng_pieces *ret);
+/* What the peer says of its own; -MF_EPEER when no operation of ours would fit into it. */
+int eng_pieces_take(const struct mf_session *s, const uint64_t *size, size_t n,
+		    struct eng_pieces *ret, struct mf_error *err);
+uint32_t eng_piece_at(const struct eng_pieces *pieces, const struct eng_region *r, uint32_t region,
+		      uint64_t page);
+/* Begins to register all memory for the rail: in threads, where it takes time.  exposes: TP_REMOTE_* for the peer. */
+int eng_register_start(struct eng_rail *rail, uint32_t exposes, struct mf_error *err);
+/* Stops the threads and deregisters. */
+void eng_register_stop(struct eng_rail *rail);
+/* Whether its lanes may be given work. */
+void eng_register_usable(struct eng_rail *rail);
+/* What it pins, into its report. */
+void eng_register_note(struct eng_rail *rail);
+/* Waits until everything is registered, and announced where it is exposed, on each rail that can be used.  A rail
+ * that fails is lost; negative when none is left, or for cancel and the channel. */
+int eng_register_wait(struct mf_session *s, struct mf_error *err);
+/* Registers what was put off and has pages to move now.  Nothing runs on the lanes. */
+void eng_register_cover(struct mf_session *s);
+/* The guest is paused: source: the peer may read what is left; destination: it may write no more, and we read. */
+int eng_expose_for_reading(struct mf_session *s, struct mf_error *err);
+void eng_withdraw_for_reading(struct mf_session *s);
+/* Session thread, whenever something happened: tells what was registered, wakes who waits for it, notices lost rails. */
+int eng_pump(struct mf_session *s, struct mf_error *err);
+/* A Pieces message. */
+int eng_take_pieces(struct mf_session *s, const Mf__Wire__Pieces *m, struct mf_error *err);
+
+/* place.c */
+/* The best ones first. */
+void eng_place_order(struct mf_session *s, struct tp_path *paths, unsigned n);
+/* Decides where the lanes of all rails run. */
+void eng_place_lanes(struct mf_session *s);
+/* The calling thread runs where the lane does.  What it allocates is near, too. */
+void eng_place_bind(const struct eng_lane *lane);
+
+/* TCP needs no device to be found: it runs between the control channel's addresses. */
+static inline bool eng_goes_by_paths(const struct tp_ops *tp)
+{
+	return !(tp->caps & TP_CAP_TARGET_PROGRESS);
+}
+
+/* pairing.c: which pairs of addresses lanes run between. */
+/* Source: what it can offer, for Describe; frees with eng_rails_free_paths(). */
+int eng_rails_offer_paths(struct mf_session *s, Mf__Wire__Describe *ret, struct mf_error *err);
+void eng_rails_free_paths(Mf__Wire__Describe *d);
+/* Destination: pairs its paths with the source's.  0, or -MF_EREFUSED and why. */
+int eng_rails_pair(struct mf_session *s, const Mf__Wire__Describe *d, struct mf_error *err);
+/* Source: what the destination made of it. */
+int eng_rails_take(struct mf_session *s, const Mf__Wire__Verdicts *v, struct mf_error *err);
+
+/* rails.c: opening, connecting, losing and retrying them. */
+/* Opens all rails here and begins to register.  Those that cannot be opened say why in their error. */
+int eng_rails_open(struct mf_session *s, uint32_t n_bulk, uint32_t exposes, struct mf_error *err);
+/* Connects all that both sides opened; each side its part. */
+int eng_rails_join(struct mf_session *s, const Mf__Wire__Prepared *p, struct mf_error *err);
+int eng_rails_admit(struct mf_session *s, struct mf_error *err);
+/* Source: tries rails that were lost, when their time has come.  Session thread, the lanes of the others may work. */
+int eng_rails_retry(struct mf_session *s, struct mf_error *err);
+/* Destination: the source asks for one. */
+int eng_rails_retried(struct mf_session *s, uint32_t rail, struct mf_error *err);
+/* Source, post-copy: the destination has lost one. */
+void eng_rails_told_lost(struct mf_session *s, const Mf__Wire__RailLost *m);
+/* Says once that a rail was lost, and what the move goes on over. */
+void eng_rails_note_lost(struct mf_session *s);
+/* The transport of the lanes that are given work; NULL: none is left. */
+const struct tp_ops *eng_rails_in_use(const struct mf_session *s);
+/* Ends all lanes of all rails: no byte that the peer writes lands after it. */
+int eng_rails_cut(struct mf_session *s, struct mf_error *err);
+void eng_rails_close(struct mf_session *s);
+/* Counters of rails and lanes into the report. */
+void eng_rails_report(struct mf_session *s);
+
 /* lanes.c */
 int eng_lanes_init(struct mf_session *s, uint32_t n_bulk, struct mf_error *err);
-int eng_lanes_connect(struct mf_session *s, const char *address, struct mf_error *err);
-int eng_lanes_accept(struct mf_session *s, struct tp_listener *listener, struct mf_error *err);
-void eng_lanes_stop(struct mf_session *s);  /* joins; outstanding operations fail */
-void eng_lanes_close(struct mf_session *s); /* after memory was deregistered */
-enum eng_lane_set { ENG_BULK, ENG_URGENT };
+void eng_lanes_free(struct mf_session *s); /* after all were closed */
+static inline uint32_t eng_lanes_per_rail(const struct mf_session *s)
+{
+	return s->lanes.n_bulk + 1;
+}
+int eng_lane_start(struct eng_lane *lane, struct tp_lane *tp, struct mf_error *err);
+/* Joins the thread; outstanding operations fail. */
+void eng_lane_stop(struct eng_lane *lane);
+void eng_lane_close(struct eng_lane *lane);
+/* Of all its connections. */
+void eng_lane_stats(const struct eng_lane *lane, struct tp_lane_stats *ret);
+/* From the lane's thread. */
+void eng_lane_fail(struct eng_lane *lane, int code);
+enum eng_lane_set {
+	ENG_BULK,  /* of all rails in use */
+	ENG_URGENT /* of the first rail in use that has one left */
+};
+/* At least one lane takes the job, or it is done at once. */
 void eng_lanes_run(struct mf_session *s, enum eng_lane_set set, struct eng_job *job);
+void eng_lanes_run_on(struct eng_rail *rail, bool with_urgent, struct eng_job *job);
+/* From a job that runs on the urgent lane, which has failed: the next best urgent lane goes on with it.  Only while the
+ * session's thread gives no jobs and closes no rails. */
+bool eng_lanes_pass_on(struct mf_session *s, struct eng_job *job);
 bool eng_job_is_done(const struct eng_job *job);
+/* Waits for a job that has a deadline of its own.  What the peer says meanwhile is for later. */
+void eng_see_done(struct mf_session *s, const struct eng_job *job);
 uint32_t eng_lanes_alive(const struct mf_session *s, enum eng_lane_set set);
-/* The first failure among a set's lanes, for a message. */
+uint32_t eng_rail_alive(const struct eng_rail *rail); /* bulk lanes */
+/* Why a rail is lost: 0, or its first failure. */
+int eng_rail_failure(const struct eng_rail *rail, struct mf_error *err);
+/* The first failure among all lanes, for a message. */
 int eng_lanes_failure(struct mf_session *s, struct mf_error *err);
 /* Any thread.  A failed lane's thread sleeps on sleep_fd, and takes the wake-up from there. */
 void eng_lane_wake(struct eng_lane *lane);
 void eng_lane_take_wake(struct eng_lane *lane);
 /* Makes the lane fail, for good and before it returns; no byte that the peer writes through it lands after that. */
-int eng_lane_drop(struct mf_session *s, uint32_t lane, struct mf_error *err);
+int eng_lane_drop(struct mf_session *s, uint32_t rail, uint32_t lane, struct mf_error *err);
 /* After tp_lane_shutdown(): the next completions of what is in flight, waited for; 0: there are none any more.  The
  * caller counts them. */
 int eng_lane_reap_rest(struct eng_lane *lane, struct tp_wc *wc, unsigned n);
@@ -279,10 +450,16 @@ struct eng_round {
 	struct eng_job job;
 	struct mf_session *session;
 	bool skip_zero;          /* the destination's pages are zero where ours are */
+	bool bridges;            /* small gaps are written, too */
 	_Atomic uint64_t cursor; /* next chunk */
 	_Atomic uint64_t pages, zero_pages, bytes; /* pages in ENG_PAGE units */
+	_Atomic uint64_t
+		bridged; /* clean pages that were written because they lay in a small gap */
 };
+/* One pass; whatever a lost lane leaves behind is to do still. */
 void eng_round_start(struct mf_session *s, struct eng_round *round, uint32_t n, bool skip_zero);
+/* The rest of the round, after lanes were lost. */
+void eng_round_resume(struct eng_round *round);
 uint64_t eng_chunks(const struct mf_session *s);
 /* The n-th chunk over all regions: its region and pages. */
 void eng_chunk_at(const struct mf_session *s, uint64_t n, uint32_t *ret_region, uint64_t *ret_first,
@@ -332,8 +509,8 @@ void eng_finding(struct mf_session *s, enum mf_verdict verdict, const char *subj
 		 const char *fmt, ...) MF_PRINTF(4, 5);
 /* -MF_EREFUSED when a finding refuses, naming it. */
 int eng_preflight_verdict(const struct mf_session *s, struct mf_error *err);
-const struct tp_ops *eng_pick_transport(struct mf_session *s, const char *const *peer,
-					size_t n_peer, struct mf_error *err);
+/* What stands in the way of pinning so many bytes more: -ENOMEM and a sentence with the figures. */
+int eng_check_memlock(uint64_t bytes, struct mf_error *err);
 /* By kind; NULL: not built. */
 const struct tp_ops *eng_find_transport(const struct mf_session *s, const char *kind);
 /* 0: lanes can be opened on this address of ours; otherwise err says why not. */

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /* Guest RAM as this process has it: mapped, registered, and known on the other side. */
-#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -54,7 +53,6 @@ void eng_memory_unmap(struct mf_session *s)
 {
 	for (uint32_t i = 0; i < s->memory.n; i++) {
 		struct eng_region *r = &s->memory.region[i];
-		assert(!r->n_mrs);
 		if (r->map)
 			(void)munmap(r->map, r->desc.size);
 		if (r->todo)
@@ -63,52 +61,8 @@ void eng_memory_unmap(struct mf_session *s)
 			(void)munmap(r->present, bitmap_words(r->pages) * 8);
 		if (r->hashes)
 			(void)munmap(r->hashes, r->pages * 8);
-		free(r->remote);
 	}
 	memset(&s->memory, 0, sizeof(s->memory));
-}
-
-/* Pieces end on chunk and page borders, so that no operation of ours ever crosses one. */
-static uint64_t piece_size(const struct mf_session *s, const struct eng_region *r)
-{
-	uint64_t unit = eng_chunk_pages(r) * r->desc.page_size;
-	uint64_t most = s->lanes.limits.max_mr < ENG_PIECE ? s->lanes.limits.max_mr : ENG_PIECE;
-	return most < unit ? unit : most / unit * unit;
-}
-
-int eng_memory_register(struct mf_session *s, uint32_t access, struct mf_error *err)
-{
-	for (uint32_t i = 0; i < s->memory.n; i++) {
-		struct eng_region *r = &s->memory.region[i];
-		uint64_t piece = piece_size(s, r);
-		uint32_t n = (uint32_t)((r->desc.size + piece - 1) / piece);
-		assert(!r->n_mrs);
-		r->mrs = calloc(n, sizeof(struct tp_mr *));
-		if (!r->mrs)
-			return base_error(err, -ENOMEM, MF_SCOPE_HOST, "out of memory");
-		for (; r->n_mrs < n; r->n_mrs++) {
-			uint64_t at = r->n_mrs * piece, left = r->desc.size - at;
-			int code =
-				tp_mr_reg(s->lanes.domain, r->map + at, left < piece ? left : piece,
-					  access, &r->mrs[r->n_mrs], err);
-			if (code < 0) {
-				base_error_prefix(err, "region %s: ", r->desc.name);
-				return code;
-			}
-		}
-	}
-	return 0;
-}
-
-void eng_memory_deregister(struct mf_session *s)
-{
-	for (uint32_t i = 0; i < s->memory.n; i++) {
-		struct eng_region *r = &s->memory.region[i];
-		while (r->n_mrs)
-			tp_mr_dereg(r->mrs[--r->n_mrs]);
-		free(r->mrs);
-		r->mrs = NULL;
-	}
 }
 
 int eng_memory_empty(struct mf_session *s, struct mf_error *err)
@@ -157,6 +111,14 @@ static uint64_t seed_region(struct eng_region *r)
 	return bitmap_count(r->todo, 0, r->pages);
 }
 
+bool eng_region_has_data(const struct eng_region *r, uint64_t at, uint64_t len)
+{
+	uint64_t base = r->desc.offset + at;
+	/* The descriptor's own position is nobody's business here. */
+	off_t data = lseek(r->desc.fd, (off_t)base, SEEK_DATA);
+	return data < 0 ? errno != ENXIO : (uint64_t)data < base + len;
+}
+
 uint64_t eng_memory_seed(struct mf_session *s)
 {
 	uint64_t pages = 0;
@@ -181,95 +143,6 @@ uint64_t eng_memory_todo_bytes(const struct mf_session *s)
 		bytes += bitmap_count(r->todo, 0, r->pages) * r->desc.page_size;
 	}
 	return bytes;
-}
-
-int eng_memory_to_wire(const struct mf_session *s, Mf__Wire__Remote ***ret, size_t *ret_n)
-{
-	Mf__Wire__Remote **list = calloc(s->memory.n, sizeof(*list));
-	if (!list)
-		return -ENOMEM;
-	for (uint32_t i = 0; i < s->memory.n; i++) {
-		const struct eng_region *r = &s->memory.region[i];
-		Mf__Wire__Remote *w = list[i] = malloc(sizeof(*w));
-		if (!w)
-			goto no_memory;
-		mf__wire__remote__init(w);
-		w->piece = piece_size(s, r);
-		w->addr = calloc(r->n_mrs, 8);
-		w->key = calloc(r->n_mrs, 8);
-		if (!w->addr || !w->key)
-			goto no_memory;
-		w->n_addr = w->n_key = r->n_mrs;
-		for (uint32_t k = 0; k < r->n_mrs; k++) {
-			struct tp_remote remote;
-			tp_mr_remote(r->mrs[k], &remote);
-			w->addr[k] = remote.addr;
-			w->key[k] = remote.key;
-		}
-	}
-	*ret = list;
-	*ret_n = s->memory.n;
-	return 0;
-no_memory:
-	eng_memory_wire_free(list, s->memory.n);
-	return -ENOMEM;
-}
-
-void eng_memory_wire_free(Mf__Wire__Remote **remotes, size_t n)
-{
-	for (size_t i = 0; remotes && i < n; i++) {
-		if (!remotes[i])
-			continue;
-		free(remotes[i]->addr);
-		free(remotes[i]->key);
-		free(remotes[i]);
-	}
-	free(remotes);
-}
-
-int eng_memory_from_wire(struct mf_session *s, Mf__Wire__Remote *const *remotes, size_t n,
-			 struct mf_error *err)
-{
-	if (n != s->memory.n)
-		return base_error(err, -MF_EPEER, MF_SCOPE_SESSION,
-				  "the peer registered %zu regions, not %u", n, s->memory.n);
-	for (size_t i = 0; i < n; i++) {
-		struct eng_region *r = &s->memory.region[i];
-		const Mf__Wire__Remote *w = remotes[i];
-		uint64_t chunk = eng_chunk_pages(r) * r->desc.page_size;
-		if (w->piece % chunk || w->n_addr != (r->desc.size + w->piece - 1) / w->piece)
-			return base_error(err, -MF_EPEER, MF_SCOPE_SESSION,
-					  "region %s: the peer's registration does not cover it",
-					  r->desc.name);
-		struct tp_remote *remote = calloc(w->n_addr, sizeof(*remote));
-		if (!remote)
-			return base_error(err, -ENOMEM, MF_SCOPE_HOST, "out of memory");
-		for (size_t k = 0; k < w->n_addr; k++)
-			remote[k] = (struct tp_remote){ .addr = w->addr[k], .key = w->key[k] };
-		free(r->remote);
-		r->remote = remote;
-		r->n_remote = (uint32_t)w->n_addr;
-		r->remote_piece = w->piece;
-	}
-	return 0;
-}
-
-void eng_memory_xfer(const struct eng_region *r, uint64_t first, uint64_t n, uint64_t cookie,
-		     struct tp_xfer *ret)
-{
-	uint64_t at = first * r->desc.page_size, len = n * r->desc.page_size;
-	const struct tp_mr *mr = r->mrs[0];
-	/* All pieces but the last have the first one's length. */
-	uint64_t piece = r->n_mrs > 1 ? mr->len : r->desc.size;
-	const struct tp_remote *remote = &r->remote[at / r->remote_piece];
-	*ret = (struct tp_xfer){
-		.local = r->map + at,
-		.mr = r->mrs[at / piece],
-		.remote = remote->addr + at % r->remote_piece,
-		.key = remote->key,
-		.len = len,
-		.cookie = cookie,
-	};
 }
 
 uint64_t eng_op_pages(const struct eng_region *r)

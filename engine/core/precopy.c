@@ -43,6 +43,20 @@ static int start_tracker(struct mf_session *s, struct mf_error *err)
 	return r < 0 ? r : trk_start(s->tracker, err);
 }
 
+/* D1: tracking first, then the list of what to send; and that before memory is registered, which allocates the holes
+ * around what is pinned. */
+int eng_tracker_start(struct mf_session *s, struct mf_error *err)
+{
+	int r = start_tracker(s, err);
+	if (r < 0) {
+		eng_tracker_stop(s);
+		return r;
+	}
+	eng_memory_seed(s);
+	s->report.pages_zero = (s->memory.bytes - eng_memory_todo_bytes(s)) / ENG_PAGE;
+	return 0;
+}
+
 void eng_tracker_stop(struct mf_session *s)
 {
 	bool had_uffd = s->tracker_uffd >= 0;
@@ -109,26 +123,31 @@ static int tell_round(struct mf_session *s, const struct mf_round *round, struct
  * wrote again.  So the destination ends the lane before anything is written again. */
 static int fence_lost_lanes(struct mf_session *s, struct mf_error *err)
 {
-	for (uint32_t i = 0; i < s->lanes.n_bulk; i++) {
+	for (uint32_t i = 0; i < eng_lanes_per_rail(s) * s->n_rails; i++) {
 		struct eng_lane *lane = &s->lanes.lane[i];
-		if (lane->fenced || !atomic_load_explicit(&lane->failure, memory_order_acquire))
+		if (lane->fenced || !lane->tp ||
+		    !atomic_load_explicit(&lane->failure, memory_order_acquire))
 			continue;
 		Mf__Wire__LaneLost body = MF__WIRE__LANE_LOST__INIT;
 		wire_msg msg = WIRE_INIT, *answer;
 		msg.body_case = WIRE_BODY(LANE_LOST);
 		msg.lane_lost = &body;
-		body.lane = i;
+		body.rail = lane->rail->id;
+		body.lane = lane->id;
 		int r = eng_send(s, &msg, err);
 		if (r == 0)
 			r = eng_expect(s, WIRE_BODY(LANE_GONE), eng_timeout(s), &answer, err);
 		if (r < 0)
 			return r;
-		lane->fenced = answer->lane_gone->lane == i;
+		lane->fenced = answer->lane_gone->lane == lane->id &&
+			       answer->lane_gone->rail == lane->rail->id;
 		wire_msg_free(answer);
 		if (!lane->fenced)
 			return base_error(err, -MF_EPEER, MF_SCOPE_SESSION,
 					  "the destination ended another lane than was lost");
-		eng_emit(s, MF_EVENT_NOTICE, "lane %u was lost; going on over the others", i);
+		if (eng_rail_alive(lane->rail))
+			eng_emit(s, MF_EVENT_NOTICE, "lane %u was lost; going on over the others",
+				 lane->id);
 	}
 	return 0;
 }
@@ -139,7 +158,10 @@ int eng_round_wait(struct mf_session *s, struct eng_round *round, struct mf_erro
 	int r = eng_wait_job(s, &round->job, err);
 	if (r == 0 && !eng_lanes_alive(s, ENG_BULK))
 		r = eng_lanes_failure(s, err);
-	return r < 0 ? r : fence_lost_lanes(s, err);
+	if (r == 0)
+		r = fence_lost_lanes(s, err);
+	eng_rails_note_lost(s);
+	return r;
 }
 
 /* Writes all that is to do; the guest may run.  *ret is complete but for dirty_pages. */
@@ -149,14 +171,22 @@ static int write_all(struct mf_session *s, uint32_t n, struct mf_round *ret, uin
 	struct eng_round round;
 	uint64_t start = base_now_us();
 	*ret = (struct mf_round){ .n = n };
+	eng_register_cover(s);
 	eng_round_start(s, &round, n, n == 1);
 	int r = eng_round_wait(s, &round, err);
+	/* What lost lanes left behind, and what had not been registered. */
+	while (r == 0 && eng_memory_count_todo(s)) {
+		eng_register_cover(s);
+		eng_round_resume(&round);
+		r = eng_round_wait(s, &round, err);
+	}
 	*ret_us = base_now_us() - start;
 	ret->ms = *ret_us / 1000;
 	ret->pages = atomic_load_explicit(&round.pages, memory_order_relaxed);
 	ret->zero_pages = atomic_load_explicit(&round.zero_pages, memory_order_relaxed);
 	ret->bytes = atomic_load_explicit(&round.bytes, memory_order_relaxed);
 	s->report.bytes_written += ret->bytes;
+	s->report.pages_bridged += atomic_load_explicit(&round.bridged, memory_order_relaxed);
 	if (n > 1)
 		s->report.pages_resent += ret->pages;
 	return r;
@@ -197,17 +227,9 @@ int eng_source_precopy(struct mf_session *s, bool *ret_postcopy, struct mf_error
 {
 	struct converge converge = { 0 };
 	bool told = false;
+	int r;
 
 	eng_set_state(s, ENG_PRECOPY);
-	/* D1: tracking first, then the list of what to send. */
-	int r = start_tracker(s, err);
-	if (r < 0)
-		return r;
-	uint64_t holes = s->memory.bytes / ENG_PAGE;
-	eng_memory_seed(s);
-	holes -= eng_memory_todo_bytes(s) / ENG_PAGE;
-	s->report.pages_zero = holes;
-
 	for (uint32_t n = 1;; n++) {
 		struct mf_round round;
 		uint64_t us, downtime_us;
@@ -237,6 +259,9 @@ int eng_source_precopy(struct mf_session *s, bool *ret_postcopy, struct mf_error
 					 "pre-copy does not converge: switching to post-copy");
 			return 0;
 		}
+		r = eng_rails_retry(s, err);
+		if (r < 0)
+			return r;
 		if (verdict == CONVERGE_STALLED)
 			help_converge(s, &told, in.dirty_bytes);
 		if (s->params.mode == MF_MODE_WARM) {

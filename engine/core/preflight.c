@@ -2,9 +2,11 @@
 /* What must hold before a move, asked on both hosts while nothing has been touched. */
 #include <errno.h>
 #include <inttypes.h>
+#include <linux/capability.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/utsname.h>
@@ -248,15 +250,6 @@ void eng_preflight_peer(struct mf_session *s, const Mf__Wire__Guest *peer)
 		eng_finding(s, MF_OK, "regions", "the same %u on both hosts", g->n_regions);
 }
 
-static bool offers(const char *const *peer, size_t n_peer, const char *kind)
-{
-	for (size_t i = 0; i < n_peer; i++) {
-		if (!strcmp(peer[i], kind))
-			return true;
-	}
-	return false;
-}
-
 const struct tp_ops *eng_find_transport(const struct mf_session *s, const char *kind)
 {
 	if (s->tp_given && !strcmp(s->tp_given->kind, kind))
@@ -275,50 +268,36 @@ int eng_try_transport(const struct tp_ops *tp, const char *local, struct mf_erro
 	return r;
 }
 
-/* Falling back is never done in silence: reason says what better one is missing, and why. */
-static void explain_pick(struct mf_session *s, bool is_auto, size_t n_peer,
-			 const struct mf_error *missing)
+/* The number behind a key of /proc/self/status; 0 when there is none. */
+static uint64_t own_status(const char *key, int base)
 {
-	char *reason = s->report.transport_reason;
-	size_t cap = sizeof(s->report.transport_reason);
-
-	if (!is_auto)
-		(void)snprintf(reason, cap, "asked for on the destination");
-	else if (n_peer == 1)
-		(void)snprintf(reason, cap, "the only one that the source offers");
-	else
-		(void)snprintf(reason, cap, "the best that both hosts have");
-	size_t at = strlen(reason);
-	if (missing->code)
-		(void)snprintf(reason + at, cap - at, "; %s", missing->msg);
-	else if (!strcmp(s->report.transport, "tcp") && !tp_find("verbs"))
-		(void)snprintf(reason + at, cap - at, "; this build has no RDMA verbs");
+	char line[128];
+	size_t len = strlen(key);
+	base_cleanup(base_fclosep) FILE *f = fopen("/proc/self/status", "re");
+	while (f && fgets(line, sizeof(line), f)) {
+		if (!strncmp(line, key, len))
+			return strtoull(line + len, NULL, base);
+	}
+	return 0;
 }
 
-const struct tp_ops *eng_pick_transport(struct mf_session *s, const char *const *peer,
-					size_t n_peer, struct mf_error *err)
+/* As the kernel counts: all that the process has pinned, on all devices, against the limit, which capable ones do
+ * not have (ib_umem_get()). */
+int eng_check_memlock(uint64_t bytes, struct mf_error *err)
 {
-	bool is_auto = !strcmp(s->transport, "auto");
-	struct mf_error missing = { 0 };
+	char need[24], have[24];
+	struct rlimit limit;
+	uint64_t pinned = own_status("VmPin:", 10) * 1024;
 
-	for (const struct tp_ops *const *t = tp_backends(); *t; t++) {
-		if (!is_auto && strcmp(s->transport, (*t)->kind))
-			continue;
-		if (!offers(peer, n_peer, (*t)->kind))
-			continue;
-		const struct tp_ops *tp = eng_find_transport(s, (*t)->kind);
-		if (eng_try_transport(tp, s->local_host, is_auto ? &missing : err) < 0) {
-			if (is_auto)
-				continue;
-			return NULL;
-		}
-		s->report.transport = (*t)->kind;
-		explain_pick(s, is_auto, n_peer, &missing);
-		return tp;
-	}
-	base_error(
-		err, -MF_EREFUSED, MF_SCOPE_SESSION,
-		"transport: the hosts have none in common with what was asked for; see `memferry "
-		"devices` on both");
-	return NULL;
+	if (own_status("CapEff:", 16) >> CAP_IPC_LOCK & 1)
+		return 0;
+	if (getrlimit(RLIMIT_MEMLOCK, &limit) || limit.rlim_cur == RLIM_INFINITY ||
+	    (pinned <= limit.rlim_cur && bytes <= limit.rlim_cur - pinned))
+		return 0;
+	return base_error(
+		err, -ENOMEM, MF_SCOPE_HOST,
+		"locked memory: registering the guest's RAM for RDMA needs %s, and the limit is "
+		"%s; raise it (ulimit -l, LimitMEMLOCK=) or give CAP_IPC_LOCK",
+		base_format_size(bytes, need, sizeof(need)),
+		base_format_size(limit.rlim_cur, have, sizeof(have)));
 }

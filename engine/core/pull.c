@@ -36,9 +36,12 @@
 #define PULL_DEPTH   32u
 #define ARM_GRANULE  (2u << 20)
 #define AROUND_PAGES 32u /* present pages mapped with the one that was touched */
-#define WAITING_MAX \
-	256u /* faults on pages that others fetch; beyond it only their latency is not counted */
-#define SPIN_US 60u /* faults come in streams: look this long before sleeping */
+/* Touched pages that others fetch; beyond it the latency of those is not counted. */
+#define WAITING_MAX 256u
+/* And those whose reads were lost with the urgent lane: all that it can have had under way, or just been told of. */
+#define FAULTS_TAKEN  32u
+#define WAITING_SLOTS (WAITING_MAX + ENG_DEPTH + FAULTS_TAKEN)
+#define SPIN_US       60u /* faults come in streams: look this long before sleeping */
 
 struct waiting {
 	uint32_t region;
@@ -61,26 +64,24 @@ struct eng_pull {
 	uint64_t total; /* ENG_PAGE units that were missing */
 	bool armed;
 
-	_Atomic uint64_t left;   /* ENG_PAGE units not present */
+	_Atomic bool
+		session_gives; /* eng_pull_all() runs: whoever loses the fault service only ends */
+	_Atomic uint64_t left; /* ENG_PAGE units not present */
 	_Atomic uint64_t pulled; /* ENG_PAGE units fetched */
 	_Atomic uint64_t hint;   /* region << 48 | page after the last fault */
 	_Atomic uint32_t n_waiting;
 	_Atomic int fate; /* enum fate; whoever leaves UNDECIDED decides */
 	_Atomic uint64_t verified, mismatches;
 
-	/* the urgent lane's */
-	struct waiting waiting[WAITING_MAX];
+	/* of the lane that serves faults: the urgent one of the best rail that is left */
+	_Atomic(struct eng_lane *) server;
+	struct waiting waiting[WAITING_SLOTS];
 	struct latency latency;
 };
 
 static uint64_t unit(const struct eng_region *r)
 {
 	return r->desc.page_size / ENG_PAGE;
-}
-
-static struct eng_lane *urgent_lane(struct mf_session *s)
-{
-	return &s->lanes.lane[s->lanes.n_bulk];
 }
 
 /* The bytes of an extent are in our mapping: from now on it is the guest's. */
@@ -110,7 +111,7 @@ static void give_back(struct eng_pull *p, const struct eng_op *op)
 }
 
 /* Posts one read of pages that were claimed.  -EAGAIN: no room. */
-static int post_read(struct eng_pull *p, struct eng_lane *lane, const struct eng_op *want)
+static int post_read(struct eng_lane *lane, const struct eng_op *want)
 {
 	uint64_t cookie;
 	struct tp_xfer x;
@@ -118,7 +119,7 @@ static int post_read(struct eng_pull *p, struct eng_lane *lane, const struct eng
 	if (!op)
 		return -EAGAIN;
 	*op = *want;
-	eng_memory_xfer(&p->session->memory.region[op->region], op->first, op->n, cookie, &x);
+	eng_memory_xfer(lane, op->region, op->first, op->n, cookie, &x);
 	int r = tp_post_read(lane->tp, &x, 1);
 	if (r < 0) {
 		eng_op_put(lane, cookie);
@@ -142,6 +143,20 @@ static int take_read(struct eng_pull *p, struct eng_lane *lane, const struct tp_
 	return page_in(p, &op);
 }
 
+/* Somebody waits for the page, and nobody else will say so again: the pager tells of a touch once. */
+static void keep_waiting(struct eng_pull *p, uint32_t region, uint64_t page, uint64_t seen_us,
+			 uint32_t most)
+{
+	uint32_t n = atomic_load_explicit(&p->n_waiting, memory_order_relaxed);
+	if (n >= most)
+		return;
+	p->waiting[n] = (struct waiting){ region, page, seen_us };
+	/* seq_cst: pairs with take_bulk.  Either it sees somebody waiting and wakes us,
+	 * or look_at_waiting() sees the page present. */
+	atomic_store(&p->n_waiting, n + 1);
+	atomic_thread_fence(memory_order_seq_cst);
+}
+
 /* The lane failed: what it had under way is missing again. */
 static void drop_reads(struct eng_pull *p, struct eng_lane *lane)
 {
@@ -150,7 +165,10 @@ static void drop_reads(struct eng_pull *p, struct eng_lane *lane)
 	tp_lane_shutdown(lane->tp);
 	while ((n = eng_lane_reap_rest(lane, wc, 16)) > 0) {
 		for (int i = 0; i < n; i++) {
-			give_back(p, &lane->ops[wc[i].cookie]);
+			const struct eng_op *op = &lane->ops[wc[i].cookie];
+			give_back(p, op);
+			if (lane->urgent)
+				keep_waiting(p, op->region, op->first, op->seen_us, WAITING_SLOTS);
 			eng_op_put(lane, wc[i].cookie);
 			lane->in_flight--;
 		}
@@ -164,12 +182,14 @@ static int take_urgent(struct eng_pull *p, struct eng_lane *lane)
 	struct tp_wc wc[16];
 	int n = tp_lane_poll(lane->tp, wc, 16), failed = 0;
 	for (int i = 0; i < n; i++) {
-		uint64_t seen_us = lane->ops[wc[i].cookie].seen_us;
+		const struct eng_op op = lane->ops[wc[i].cookie];
 		int r = take_read(p, lane, &wc[i]);
-		if (r < 0)
+		if (r < 0) {
 			failed = failed ? failed : r;
-		else
-			latency_add(&p->latency, base_now_us() - seen_us);
+			keep_waiting(p, op.region, op.first, op.seen_us, WAITING_SLOTS);
+		} else {
+			latency_add(&p->latency, base_now_us() - op.seen_us);
+		}
 	}
 	return failed ? failed : n;
 }
@@ -197,25 +217,19 @@ static int serve_fault(struct eng_pull *p, struct eng_lane *lane, const struct p
 		return code;
 	}
 	if (!bitmap_claim_atomic(r->todo, f->page)) {
-		uint32_t n = atomic_load_explicit(&p->n_waiting, memory_order_relaxed);
-		if (n < WAITING_MAX) {
-			p->waiting[n] = (struct waiting){ f->range, f->page, f->seen_us };
-			/* seq_cst: pairs with take_bulk.  Either it sees somebody waiting and wakes us,
-			 * or look_at_waiting() sees the page present. */
-			atomic_store(&p->n_waiting, n + 1);
-			atomic_thread_fence(memory_order_seq_cst);
-		}
+		keep_waiting(p, f->range, f->page, f->seen_us, WAITING_MAX);
 		return 0;
 	}
 	struct eng_op op = { .region = f->range, .first = f->page, .n = 1, .seen_us = f->seen_us };
 	int code;
-	while ((code = post_read(p, lane, &op)) == -EAGAIN) {
+	while ((code = post_read(lane, &op)) == -EAGAIN) {
 		code = take_urgent(p, lane);
 		if (code < 0)
 			break;
 	}
 	if (code < 0) {
 		give_back(p, &op);
+		keep_waiting(p, f->range, f->page, f->seen_us, WAITING_SLOTS);
 		return code;
 	}
 	uint64_t next = f->page + 1 < r->pages ? f->page + 1 : 0;
@@ -223,18 +237,33 @@ static int serve_fault(struct eng_pull *p, struct eng_lane *lane, const struct p
 	return 0;
 }
 
-/* Faults on pages that a bulk lane fetched: it has completed them; the latency is counted here. */
-static bool look_at_waiting(struct eng_pull *p)
+/* Touched pages that others were to fetch: they are here, and the latency is counted; or they were given back by a lane
+ * that failed, and are fetched now. */
+static bool look_at_waiting(struct eng_pull *p, struct eng_lane *lane)
 {
 	bool any = false;
 	uint32_t n = atomic_load_explicit(&p->n_waiting, memory_order_relaxed);
 	for (uint32_t i = 0; i < n;) {
-		const struct waiting *w = &p->waiting[i];
-		if (!bitmap_test_atomic(p->session->memory.region[w->region].present, w->page)) {
+		const struct waiting w = p->waiting[i];
+		struct eng_region *r = &p->session->memory.region[w.region];
+		bool is_over = bitmap_test_atomic(r->present, w.page);
+		if (is_over) {
+			/* Who mapped it woke those who waited then; who came between reads it from here. */
+			(void)map_around(p, w.region, w.page);
+			latency_add(&p->latency, base_now_us() - w.seen_us);
+		} else if (bitmap_test_atomic(r->todo, w.page) &&
+			   bitmap_claim_atomic(r->todo, w.page)) {
+			struct eng_op op = {
+				.region = w.region, .first = w.page, .n = 1, .seen_us = w.seen_us
+			};
+			is_over = post_read(lane, &op) == 0;
+			if (!is_over) /* no room, or the lane's end: its next poll says so */
+				give_back(p, &op);
+		}
+		if (!is_over) {
 			i++;
 			continue;
 		}
-		latency_add(&p->latency, base_now_us() - w->seen_us);
 		p->waiting[i] = p->waiting[--n];
 		any = true;
 	}
@@ -254,9 +283,13 @@ static bool decide(struct eng_pull *p, enum fate fate)
 static int serve_without_lane(struct eng_pull *p, struct eng_lane *lane)
 {
 	struct mf_session *s = p->session;
-	while (!atomic_load_explicit(&p->fault_job.stop, memory_order_relaxed)) {
-		struct pgr_fault faults[32];
-		int n = pgr_next(s->pager, 0, faults, 32, 0, base_deadline_ms(500), lane->sleep_fd);
+	while (!atomic_load_explicit(&p->fault_job.stop, memory_order_relaxed) &&
+	       !atomic_load_explicit(&lane->stop, memory_order_relaxed)) {
+		struct pgr_fault faults[FAULTS_TAKEN];
+		if (eng_lanes_alive(s, ENG_URGENT)) /* eng_pull_all() gives it the job */
+			return 0;
+		int n = pgr_next(s->pager, 0, faults, FAULTS_TAKEN, 0, base_deadline_ms(500),
+				 lane->sleep_fd);
 		if (n < 0)
 			return n;
 		eng_lane_take_wake(lane);
@@ -265,8 +298,10 @@ static int serve_without_lane(struct eng_pull *p, struct eng_lane *lane)
 			atomic_fetch_add_explicit(&s->faults, 1, memory_order_relaxed);
 			atomic_store_explicit(&p->hint, (uint64_t)f->range << 48 | f->page,
 					      memory_order_relaxed);
-			if (!bitmap_test_atomic(s->memory.region[f->range].present, f->page))
+			if (!bitmap_test_atomic(s->memory.region[f->range].present, f->page)) {
+				keep_waiting(p, f->range, f->page, f->seen_us, WAITING_MAX);
 				continue;
+			}
 			int r = map_around(p, f->range, f->page);
 			if (r < 0)
 				return r;
@@ -275,41 +310,60 @@ static int serve_without_lane(struct eng_pull *p, struct eng_lane *lane)
 	return 0;
 }
 
-static int serve_faults(struct eng_lane *lane, void *ctx)
+/* The urgent lane is lost: that of the next best rail goes on.  Without one, nobody serves any more.  Before the commit a
+ * guest that is loading must not hang then: it never runs, so what it finds does not matter.  After it faults wait. */
+static void leave_faults(struct eng_pull *p, struct eng_lane *lane, int code)
 {
-	struct eng_pull *p = ctx;
-	uint64_t active_us = 0;
-	int r = 0;
-
-	while (r >= 0 && !atomic_load_explicit(&p->fault_job.stop, memory_order_relaxed)) {
-		struct pgr_fault faults[32];
-		uint64_t deadline = 0;
-		int lane_fd = -1;
-		/* Armed: a completion that comes from here on makes lane_fd readable. */
-		if (base_now_us() - active_us > SPIN_US && tp_lane_arm(lane->tp, &lane_fd) == 0)
-			deadline = base_deadline_ms(500);
-		int n = pgr_next(p->session->pager, 0, faults, 32, 0, deadline, lane_fd);
-		r = n;
-		for (int i = 0; i < n && r >= 0; i++)
-			r = serve_fault(p, lane, &faults[i]);
-		int done = r < 0 ? 0 : take_urgent(p, lane);
-		if (done < 0)
-			r = done;
-		if (look_at_waiting(p) || n > 0 || done > 0)
-			active_us = base_now_us();
-	}
-	if (r < 0) {
-		base_debug("fault service ended: %s", base_strerror(r));
-		drop_reads(p, lane);
-		/* Nobody serves any more.  Before the commit a guest that is loading must not hang: it never runs, so
-		 * what it finds does not matter.  After it faults wait. */
+	base_debug("fault service ended: %s", base_strerror(code));
+	drop_reads(p, lane);
+	eng_lane_fail(lane, code);
+	/* Before the guest runs, the session's thread may be in the adapter's load_state(), whose touches wait for us. */
+	bool passed = atomic_load_explicit(&p->session_gives, memory_order_acquire)
+			      ? eng_lanes_alive(p->session, ENG_URGENT)
+			      : eng_lanes_pass_on(p->session, &p->fault_job);
+	if (!passed) {
 		if (decide(p, GIVEN_UP)) {
 			pgr_disarm(p->session->pager);
 			p->armed = false;
 		} else {
 			(void)serve_without_lane(p, lane);
 		}
-		base_event_poke(p->session->event_fd);
+	}
+	base_event_poke(p->session->event_fd);
+}
+
+static int serve_faults(struct eng_lane *lane, void *ctx)
+{
+	struct eng_pull *p = ctx;
+	uint64_t active_us = 0;
+	int r = atomic_load_explicit(&lane->failure, memory_order_relaxed);
+
+	atomic_store_explicit(&p->server, lane, memory_order_relaxed);
+	while (r >= 0 && !atomic_load_explicit(&p->fault_job.stop, memory_order_relaxed)) {
+		struct pgr_fault faults[FAULTS_TAKEN];
+		uint64_t deadline = 0;
+		int lane_fd = -1;
+		if (atomic_load_explicit(&lane->stop, memory_order_relaxed)) {
+			r = -ECANCELED; /* its rail is being closed */
+			break;
+		}
+		/* Armed: a completion that comes from here on makes lane_fd readable. */
+		if (base_now_us() - active_us > SPIN_US && tp_lane_arm(lane->tp, &lane_fd) == 0)
+			deadline = base_deadline_ms(500);
+		int n = pgr_next(p->session->pager, 0, faults, FAULTS_TAKEN, 0, deadline, lane_fd);
+		r = n;
+		for (int i = 0; i < n; i++) {
+			const struct pgr_fault *f = &faults[i];
+			if (r >= 0)
+				r = serve_fault(p, lane, f);
+			else
+				keep_waiting(p, f->range, f->page, f->seen_us, WAITING_SLOTS);
+		}
+		int done = r < 0 ? 0 : take_urgent(p, lane);
+		if (done < 0)
+			r = done;
+		if (r >= 0 && (look_at_waiting(p, lane) || n > 0 || done > 0))
+			active_us = base_now_us();
 	}
 	while (r >= 0 && lane->in_flight) {
 		int done = take_urgent(p, lane);
@@ -317,6 +371,8 @@ static int serve_faults(struct eng_lane *lane, void *ctx)
 		if (r == 0 && lane->in_flight && tp_lane_wait(lane->tp, base_deadline_ms(1000)) < 0)
 			r = -ETIMEDOUT;
 	}
+	if (r < 0)
+		leave_faults(p, lane, r);
 	return r < 0 ? r : 0;
 }
 
@@ -377,9 +433,11 @@ static int take_bulk(struct puller *w, bool block)
 		}
 		atomic_thread_fence(memory_order_seq_cst); /* pairs with serve_fault */
 		if (n > 0 && atomic_load_explicit(&w->pull->n_waiting, memory_order_relaxed))
-			tp_lane_wake(urgent_lane(w->pull->session)->tp);
+			eng_lane_wake(atomic_load_explicit(&w->pull->server, memory_order_relaxed));
 		if (failed)
 			return failed;
+		if (atomic_load_explicit(&lane->stop, memory_order_relaxed))
+			return -ECANCELED;
 		if (n || !block || !lane->in_flight)
 			return n < 0 ? n : 0;
 		int r = tp_lane_wait(lane->tp,
@@ -397,8 +455,10 @@ static int pull_missing(struct eng_lane *lane, void *ctx)
 	int r = 0;
 
 	/* Lanes start apart; the first fault brings them together. */
-	eng_chunk_at(p->session, eng_chunks(p->session) * lane->id / p->session->lanes.n_bulk,
-		     &w.region, &w.page, &op.n);
+	uint64_t lanes = (uint64_t)p->session->lanes.n_bulk * p->session->n_rails;
+	uint64_t number = (uint64_t)(lane - p->session->lanes.lane) - lane->rail->id;
+	eng_chunk_at(p->session, eng_chunks(p->session) * number / lanes, &w.region, &w.page,
+		     &op.n);
 	while (r == 0 && !atomic_load_explicit(&p->bulk_job.stop, memory_order_relaxed)) {
 		r = lane->in_flight >= PULL_DEPTH ? take_bulk(&w, true) : take_bulk(&w, false);
 		if (r < 0 || lane->in_flight >= PULL_DEPTH)
@@ -409,7 +469,7 @@ static int pull_missing(struct eng_lane *lane, void *ctx)
 			r = take_bulk(&w, true);
 			continue;
 		}
-		while ((r = post_read(p, lane, &op)) == -EAGAIN) {
+		while ((r = post_read(lane, &op)) == -EAGAIN) {
 			r = take_bulk(&w, true);
 			if (r < 0)
 				break;
@@ -505,9 +565,17 @@ static void stop_jobs(struct eng_pull *p)
 	struct mf_session *s = p->session;
 	atomic_store_explicit(&p->fault_job.stop, true, memory_order_relaxed);
 	atomic_store_explicit(&p->bulk_job.stop, true, memory_order_relaxed);
-	eng_lane_wake(urgent_lane(s));
-	while (!eng_job_is_done(&p->fault_job) || !eng_job_is_done(&p->bulk_job))
+	struct eng_lane *server = atomic_load_explicit(&p->server, memory_order_relaxed);
+	if (server)
+		eng_lane_wake(server);
+	while (!eng_job_is_done(&p->fault_job) || !eng_job_is_done(&p->bulk_job)) {
 		eng_sleep(s, base_deadline_ms(100));
+		/* It may have been passed on just now. */
+		server = atomic_load_explicit(&p->server, memory_order_relaxed);
+		atomic_store_explicit(&p->fault_job.stop, true, memory_order_relaxed);
+		if (server)
+			eng_lane_wake(server);
+	}
 }
 
 /* Everything but the originals of the userfaultfds in the guest's process. */
@@ -557,7 +625,8 @@ int eng_pull_start(struct mf_session *s, struct eng_pull **ret, struct mf_error 
 	p->fault_job.ctx = p;
 	p->fault_job.even_failed = true; /* lets the loading guest through */
 	eng_lanes_run(s, ENG_URGENT, &p->fault_job);
-	return 0;
+	/* Without it nobody would answer the touches of what is loaded next. */
+	return eng_job_is_done(&p->fault_job) ? eng_lanes_failure(s, err) : 0;
 }
 
 static void tell_progress(struct eng_pull *p)
@@ -586,14 +655,25 @@ int eng_pull_all(struct mf_session *s, struct eng_pull *p, struct mf_error *err)
 	p->bulk_job.run = pull_missing;
 	p->bulk_job.ctx = p;
 	eng_update_progress(s, s->report.n_rounds, p->total * ENG_PAGE);
+	atomic_store_explicit(&p->session_gives, true, memory_order_release);
 	uint64_t told_us = 0;
+	const struct tp_ops *in_use = eng_rails_in_use(s);
+	uint32_t given = eng_lanes_alive(s, ENG_BULK);
 	int r = 0;
 	while (r == 0 && atomic_load_explicit(&p->left, memory_order_acquire)) {
 		/* A lane that failed late left pages behind when the others had gone. */
-		if (eng_job_is_done(&p->bulk_job) && eng_lanes_alive(s, ENG_BULK))
+		uint32_t alive = eng_lanes_alive(s, ENG_BULK);
+		if (eng_job_is_done(&p->bulk_job) && alive)
 			eng_lanes_run(s, ENG_BULK, &p->bulk_job);
-		/* Without the urgent lane the guest waits longer for each page, but gets it. */
-		if (!eng_lanes_alive(s, ENG_BULK)) {
+		else if (alive > given ||
+			 in_use != eng_rails_in_use(s)) /* a rail has come back: it takes part */
+			atomic_store_explicit(&p->bulk_job.stop, true, memory_order_relaxed);
+		given = alive;
+		in_use = eng_rails_in_use(s);
+		if (eng_job_is_done(&p->fault_job) && eng_lanes_alive(s, ENG_URGENT))
+			eng_lanes_run(s, ENG_URGENT, &p->fault_job);
+		/* Without an urgent lane the guest waits longer for each page, but gets it. */
+		if (!alive) {
 			r = eng_lanes_failure(s, err);
 			break;
 		}
@@ -602,10 +682,15 @@ int eng_pull_all(struct mf_session *s, struct eng_pull *p, struct mf_error *err)
 			told_us = base_now_us();
 		}
 		wire_msg *msg;
-		r = eng_receive(s, base_deadline_ms(200), &msg, err);
+		r = eng_receive(s, base_now_us(), &msg, err);
+		if (r == 0)
+			eng_sleep(s, base_deadline_ms(200)); /* lanes that end a job poke */
 		if (r > 0) {
+			uint32_t retry = msg->body_case == WIRE_BODY(RAIL_RETRY)
+						 ? msg->rail_retry->rail
+						 : UINT32_MAX;
 			wire_msg_free(msg);
-			r = 0;
+			r = retry == UINT32_MAX ? 0 : eng_rails_retried(s, retry, err);
 		}
 	}
 	stop_jobs(p);

@@ -176,7 +176,7 @@ static int add_write(struct writer *w, uint32_t region, uint64_t first, uint64_t
 			return code;
 	}
 	*op = (struct eng_op){ .region = region, .first = first, .n = n };
-	eng_memory_xfer(r, first, n, cookie, &w->batch[w->n_batch++]);
+	eng_memory_xfer(w->lane, region, first, n, cookie, &w->batch[w->n_batch++]);
 	atomic_fetch_add_explicit(&w->round->bytes, n * r->desc.page_size, memory_order_relaxed);
 	atomic_fetch_add_explicit(&s->bytes_moved, n * r->desc.page_size, memory_order_relaxed);
 	return w->n_batch == BATCH ? post_batch(w) : 0;
@@ -207,15 +207,65 @@ static int write_extent(struct writer *w, uint32_t region, const struct extent *
 	return code;
 }
 
+/* The first round runs while both sides are still registering, in the order in which chunks are dealt. */
+static int await_piece(struct writer *w, uint32_t region, uint64_t first)
+{
+	const struct eng_lane *lane = w->lane;
+	uint64_t deadline = base_deadline_ms(ENG_REGISTER_STALL_MS);
+	uint32_t seen = 0;
+	while (!eng_lane_reaches(lane, region, first)) {
+		uint32_t now = atomic_load_explicit(&lane->rail->registered, memory_order_relaxed) +
+			       atomic_load_explicit(&lane->reachable, memory_order_relaxed);
+		if (atomic_load_explicit(&w->round->job.stop, memory_order_relaxed))
+			return -ECANCELED;
+		if (!atomic_load_explicit(&lane->rail->usable, memory_order_relaxed))
+			return -ENOTCONN; /* it will not be */
+		if (now != seen)
+			deadline = base_deadline_ms(ENG_REGISTER_STALL_MS);
+		else if (base_now_us() >= deadline)
+			return -ETIMEDOUT;
+		seen = now;
+		int r = reap(w, false);
+		if (r == 0)
+			r = tp_lane_wait(lane->tp, base_deadline_ms(50));
+		if (r < 0 && r != -ETIMEDOUT)
+			return r;
+	}
+	return 0;
+}
+
+/* Small gaps between dirty pages are written with them, where that costs less than another operation.  The
+ * destination has those pages already, in the same form or in one that will be sent again.  Not in a first round, whose
+ * gaps are zero pages or holes. */
+static void bridge(const struct writer *w, const struct eng_region *r, uint64_t end,
+		   struct extent *e, uint64_t *ret_bridged)
+{
+	uint64_t gap = w->lane->rail->limits.gap / r->desc.page_size, most = eng_op_pages(r);
+	struct extent next;
+	while (gap && w->round->bridges &&
+	       bitmap_next_extent(r->todo, e->first + e->n, end, most, &next) &&
+	       next.first - (e->first + e->n) <= gap && next.first + next.n - e->first <= most) {
+		*ret_bridged += next.first - (e->first + e->n);
+		e->n = next.first + next.n - e->first;
+	}
+}
+
 static int write_chunk(struct writer *w, uint32_t region, uint64_t first, uint64_t pages)
 {
 	struct mf_session *s = w->lane->session;
 	struct eng_region *r = &s->memory.region[region];
+	uint64_t bridged = 0;
 	uint64_t at = first, end = first + pages;
-	bool any = false;
 	struct extent e;
 	int code = 0;
 
+	if (bitmap_next_set(r->todo, first, end) == end)
+		return 0;
+	code = await_piece(w, region, first);
+	if (code < 0)
+		return code == -ECANCELED ? 0 : code;
+	if (eng_lane_lacks(w->lane, region, first))
+		return 0; /* registered before the next pass */
 	while (w->n_unflushed == ENG_CHUNKS_UNFLUSHED && code == 0)
 		code = reap(w, true);
 	if (code < 0)
@@ -227,16 +277,14 @@ static int write_chunk(struct writer *w, uint32_t region, uint64_t first, uint64
 	w->n_unflushed++;
 
 	while (code == 0 && bitmap_next_extent(r->todo, at, end, eng_op_pages(r), &e)) {
+		bridge(w, r, end, &e, &bridged);
 		/* The chunk is ours, but chunks of huge pages share words of the bitmap. */
 		bitmap_clear_atomic(r->todo, e.first, e.n);
-		any = true;
 		code = write_extent(w, region, &e);
 		at = e.first + e.n;
 	}
-	if (code == 0 && !any) {
-		w->n_unflushed--;
-		return 0;
-	}
+	atomic_fetch_add_explicit(&w->round->bridged, bridged * (r->desc.page_size / ENG_PAGE),
+				  memory_order_relaxed);
 	if (code == 0)
 		code = post_batch(w);
 	while (code == 0) {
@@ -298,11 +346,23 @@ static int write_round(struct eng_lane *lane, void *ctx)
 	return r;
 }
 
+void eng_round_resume(struct eng_round *round)
+{
+	/* Chunks that nobody took yet are as they were; what was given back may be there in part. */
+	if (atomic_load_explicit(&round->cursor, memory_order_relaxed) >=
+	    eng_chunks(round->session)) {
+		atomic_store_explicit(&round->cursor, 0, memory_order_relaxed);
+		round->skip_zero = false;
+	}
+	eng_lanes_run(round->session, ENG_BULK, &round->job);
+}
+
 void eng_round_start(struct mf_session *s, struct eng_round *round, uint32_t n, bool skip_zero)
 {
 	memset(round, 0, sizeof(*round));
 	round->session = s;
 	round->skip_zero = skip_zero;
+	round->bridges = n > 1 && !skip_zero;
 	round->job.run = write_round;
 	round->job.ctx = round;
 	eng_update_progress(s, n, eng_memory_todo_bytes(s));

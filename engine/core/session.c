@@ -147,22 +147,50 @@ static int take_abort(struct mf_session *s, wire_msg *msg, struct mf_error *err)
 static int take_message(struct mf_session *s, wire_msg **ret, struct mf_error *err)
 {
 	wire_msg *msg;
-	int r = s->channel ? wire_channel_next(s->channel, &msg, err) : 0;
-	if (r <= 0)
-		return r;
-	base_debug("%s: got %s", s->report.session, wire_msg_name(msg));
-	if (msg->body_case == WIRE_BODY(ABORT))
-		return take_abort(s, msg, err);
+	*ret = BASE_TAKE_PTR(s->kept);
+	if (*ret)
+		return 1;
+	for (;;) {
+		int r = s->channel ? wire_channel_next(s->channel, &msg, err) : 0;
+		if (r <= 0)
+			return r;
+		base_debug("%s: got %s", s->report.session, wire_msg_name(msg));
+		if (msg->body_case == WIRE_BODY(ABORT))
+			return take_abort(s, msg, err);
+		r = 0;
+		/* These come whenever something was registered, or a rail was lost. */
+		if (msg->body_case == WIRE_BODY(PIECES))
+			r = eng_take_pieces(s, msg->pieces, err);
+		else if (msg->body_case == WIRE_BODY(RAIL_LOST))
+			eng_rails_told_lost(s, msg->rail_lost);
+		else
+			break;
+		wire_msg_free(msg);
+		if (r < 0)
+			return r;
+	}
 	*ret = msg;
 	return 1;
+}
+
+/* Whatever has to go on while the session's thread waits. */
+static int turn(struct mf_session *s, wire_msg **ret, struct mf_error *err)
+{
+	int r = eng_check_cancel(s, err);
+	if (r == 0)
+		r = take_message(s, ret, err);
+	if (r < 0)
+		return r;
+	int pumped = s->channel ? eng_pump(s, err) : 0;
+	if (pumped < 0 && r > 0)
+		wire_msg_free(*ret);
+	return pumped < 0 ? pumped : r;
 }
 
 int eng_receive(struct mf_session *s, uint64_t deadline_us, wire_msg **ret, struct mf_error *err)
 {
 	for (;;) {
-		int r = eng_check_cancel(s, err);
-		if (r == 0)
-			r = take_message(s, ret, err);
+		int r = turn(s, ret, err);
 		if (r)
 			return r;
 		if (base_now_us() >= deadline_us)
@@ -187,8 +215,9 @@ int eng_expect(struct mf_session *s, Mf__Wire__Control__BodyCase body, uint64_t 
 			*ret = msg;
 			return 0;
 		}
-		bool informs =
-			msg->body_case == WIRE_BODY(ROUND) || msg->body_case == WIRE_BODY(PULL);
+		bool informs = msg->body_case == WIRE_BODY(ROUND) ||
+			       msg->body_case == WIRE_BODY(PULL) ||
+			       msg->body_case == WIRE_BODY(RAIL_RETRY); /* it came too late */
 		if (!informs)
 			base_error(err, -MF_EPEER, MF_SCOPE_SESSION,
 				   "the other host said '%s' out of turn", wire_msg_name(msg));
@@ -207,7 +236,6 @@ int eng_send(struct mf_session *s, wire_msg *msg, struct mf_error *err)
 int eng_send_plain(struct mf_session *s, Mf__Wire__Control__BodyCase body, struct mf_error *err)
 {
 	/* All of these have no fields, so one empty message stands for any of them. */
-	Mf__Wire__LanesUp lanes_up = MF__WIRE__LANES_UP__INIT;
 	Mf__Wire__Ready ready = MF__WIRE__READY__INIT;
 	Mf__Wire__Commit commit = MF__WIRE__COMMIT__INIT;
 	Mf__Wire__Running running = MF__WIRE__RUNNING__INIT;
@@ -215,9 +243,6 @@ int eng_send_plain(struct mf_session *s, Mf__Wire__Control__BodyCase body, struc
 	wire_msg msg = WIRE_INIT;
 	msg.body_case = body;
 	switch (body) {
-	case WIRE_BODY(LANES_UP):
-		msg.lanes_up = &lanes_up;
-		break;
 	case WIRE_BODY(READY):
 		msg.ready = &ready;
 		break;
@@ -261,9 +286,7 @@ int eng_wait_job(struct mf_session *s, struct eng_job *job, struct mf_error *err
 	int failed = 0;
 	while (!eng_job_is_done(job)) {
 		wire_msg *msg;
-		int r = failed ? 0 : eng_check_cancel(s, err);
-		if (r == 0 && !failed)
-			r = take_message(s, &msg, err);
+		int r = failed ? 0 : turn(s, &msg, err);
 		if (r > 0) { /* only informing messages come while a job runs */
 			wire_msg_free(msg);
 			continue;
@@ -362,6 +385,8 @@ int mf_session_create(const struct mf_session_params *params, struct mf_session 
 		s->params.connect_timeout_ms = 10000;
 	if (!s->params.peer_timeout_ms)
 		s->params.peer_timeout_ms = 10000;
+	if (!s->params.lane_timeout_ms)
+		s->params.lane_timeout_ms = 3000;
 	s->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (s->event_fd < 0)
 		return base_error_sys(err, -errno, MF_SCOPE_HOST, "eventfd");
@@ -416,6 +441,7 @@ int mf_session_run(struct mf_session *s, struct mf_error *err)
 	eng_hang_up(s);
 	(void)getrusage(RUSAGE_SELF, &after);
 	struct mf_report *rep = &s->report;
+	eng_rails_report(s);
 	rep->total_ms = (base_now_us() - s->started_us) / 1000;
 	rep->cpu_user_ms = (timeval_us(after.ru_utime) - timeval_us(before.ru_utime)) / 1000;
 	rep->cpu_system_ms = (timeval_us(after.ru_stime) - timeval_us(before.ru_stime)) / 1000;
@@ -444,10 +470,11 @@ void mf_session_destroy(struct mf_session *s)
 	trk_close(s->tracker);
 	base_closep(&s->tracker_uffd);
 	wire_channel_close(s->channel);
-	eng_lanes_stop(s);
-	eng_memory_deregister(s);
-	eng_lanes_close(s);
+	eng_rails_close(s);
+	base_place_close(s->place);
 	eng_memory_unmap(s);
+	if (s->kept)
+		wire_msg_free(s->kept);
 	base_closep(&s->listen_fd);
 	base_closep(&s->event_fd);
 	free(s->device.bytes);

@@ -64,7 +64,6 @@ static int describe_guest(struct mf_session *s, struct mf_error *err)
 	Mf__Wire__Guest guest = MF__WIRE__GUEST__INIT;
 	Mf__Wire__Describe body = MF__WIRE__DESCRIBE__INIT;
 	wire_msg msg = WIRE_INIT;
-	char *kinds[8];
 
 	for (uint32_t i = 0; i < s->guest.n_regions; i++) {
 		mf__wire__region__init(&region[i]);
@@ -85,21 +84,13 @@ static int describe_guest(struct mf_session *s, struct mf_error *err)
 	body.mode = s->params.mode;
 	body.verify = s->params.verify == MF_VERIFY_FULL;
 	body.check_only = s->params.check_only;
-	for (const struct tp_ops *const *t = tp_backends(); *t && body.n_transports < 8; t++) {
-		bool is_auto = !strcmp(s->transport, "auto");
-		if (!is_auto && strcmp(s->transport, (*t)->kind))
-			continue;
-		int r = eng_try_transport(eng_find_transport(s, (*t)->kind), s->local_host,
-					  is_auto ? NULL : err);
-		if (r == 0)
-			kinds[body.n_transports++] = (char *)(*t)->kind;
-		else if (!is_auto)
-			return r;
-	}
-	body.transports = kinds;
+	int r = eng_rails_offer_paths(s, &body, err);
 	msg.body_case = WIRE_BODY(DESCRIBE);
 	msg.describe = &body;
-	return eng_send(s, &msg, err);
+	if (r == 0)
+		r = eng_send(s, &msg, err);
+	eng_rails_free_paths(&body);
+	return r;
 }
 
 static int take_verdicts(struct mf_session *s, struct mf_error *err)
@@ -115,14 +106,9 @@ static int take_verdicts(struct mf_session *s, struct mf_error *err)
 	r = eng_preflight_verdict(s, err);
 	if (r == 0 && v->refused)
 		r = base_error(err, -MF_EREFUSED, MF_SCOPE_SESSION, "the destination refused");
-	s->tp = eng_find_transport(s, v->transport);
-	if (strcmp(s->transport, "auto") && strcmp(s->transport, v->transport))
-		s->tp = NULL;
-	if (r == 0 && !s->tp)
-		r = base_error(err, -MF_EPEER, MF_SCOPE_SESSION,
-			       "the destination chose a transport that this host did not offer");
+	if (r == 0)
+		r = eng_rails_take(s, v, err);
 	if (r == 0) {
-		s->report.transport = s->tp->kind;
 		(void)snprintf(s->report.transport_reason, sizeof(s->report.transport_reason), "%s",
 			       strcmp(s->transport, "auto") ? "asked for with --transport"
 							    : v->transport_reason);
@@ -151,6 +137,21 @@ static int source_check(struct mf_session *s, struct mf_error *err)
 	return r < 0 ? r : take_verdicts(s, err);
 }
 
+/* Rounds need it.  Without rounds it tells holes from what pinning will make of them, where the kernel can. */
+static int start_tracking(struct mf_session *s, struct mf_error *err)
+{
+	bool rounds = s->params.mode != MF_MODE_POSTCOPY && s->params.mode != MF_MODE_COLD;
+	bool pins = false;
+	for (uint32_t k = 0; k < s->n_rails; k++)
+		pins = pins || s->rail[k].tp->caps & TP_CAP_PINS;
+	if (rounds)
+		return eng_tracker_start(s, err);
+	/* What is written through pinned pages cannot be collected without holding the guest. */
+	if (pins && !(s->guest.flags & MF_GUEST_PINS_RAM))
+		(void)eng_tracker_start(s, NULL);
+	return 0;
+}
+
 static int source_prepare(struct mf_session *s, struct mf_error *err)
 {
 	Mf__Wire__Prepare body = MF__WIRE__PREPARE__INIT;
@@ -168,29 +169,23 @@ static int source_prepare(struct mf_session *s, struct mf_error *err)
 
 	msg.body_case = WIRE_BODY(PREPARE);
 	msg.prepare = &body;
-	body.transport = (char *)s->tp->kind;
+	body.transport = (char *)s->report.transport;
 	body.bulk_lanes = s->params.lanes;
 	body.token.data = s->token;
 	body.token.len = sizeof(s->token);
 	r = eng_send(s, &msg, err);
 	/* While the destination does the same. */
 	if (r == 0)
-		r = eng_lanes_init(s, s->params.lanes, err);
+		r = start_tracking(s, err);
 	if (r == 0)
-		r = eng_memory_register(s, TP_LOCAL, err);
+		r = eng_rails_open(s, s->params.lanes, 0, err);
 	/* Emptying a large guest's RAM there takes its time. */
 	if (r == 0)
 		r = eng_expect(s, WIRE_BODY(PREPARED), base_deadline_ms(120000), &answer, err);
 	if (r < 0)
 		return r;
-	r = eng_memory_from_wire(s, answer->prepared->regions, answer->prepared->n_regions, err);
-	if (r == 0)
-		r = eng_lanes_connect(s, answer->prepared->address, err);
+	r = eng_rails_join(s, answer->prepared, err);
 	wire_msg_free(answer);
-	if (r == 0)
-		r = eng_expect(s, WIRE_BODY(LANES_UP), eng_timeout(s), &answer, err);
-	if (r == 0)
-		wire_msg_free(answer);
 	return r;
 }
 
@@ -299,15 +294,20 @@ static int await_done(struct mf_session *s, struct mf_error *err)
 	for (;;) {
 		wire_msg *msg;
 		/* Silence is the channel's to notice; a destination that talks may take as long as it needs. */
-		int r = eng_receive(s, base_deadline_ms(60000), &msg, err);
+		int r = eng_receive(s, base_deadline_ms(100), &msg, err);
 		if (r < 0)
 			return r;
-		if (r == 0)
+		if (r == 0) {
+			r = s->state == ENG_POSTCOPY ? eng_rails_retry(s, err) : 0;
+			if (r < 0)
+				return r;
 			continue;
+		}
 		bool done = msg->body_case == WIRE_BODY(DONE);
-		if (done)
+		if (done) {
+			atomic_store_explicit(&s->lanes_done, true, memory_order_relaxed);
 			take_done(s, msg->done);
-		else if (msg->body_case == WIRE_BODY(PULL))
+		} else if (msg->body_case == WIRE_BODY(PULL))
 			show_pull(s, msg->pull, &total);
 		wire_msg_free(msg);
 		if (done)
@@ -355,6 +355,9 @@ static int source_fail(struct mf_session *s, int code, struct mf_error *err)
 	/* The guest first: telling may take the peer timeout, and without a commit nothing runs there. */
 	if (tell)
 		eng_send_abort(s, &why);
+	/* Whatever was lent to the destination. */
+	if (s->lanes.lane)
+		(void)eng_rails_cut(s, NULL);
 	eng_record_remove(s);
 	eng_set_state(s, ENG_ABORTED);
 	if (err)

@@ -9,6 +9,8 @@
 
 /* Rounds until the decision to switch; *ret_postcopy says how.  Tracking goes on. */
 int eng_source_precopy(struct mf_session *s, bool *ret_postcopy, struct mf_error *err);
+/* Tracks from now on; todo holds what there is. */
+int eng_tracker_start(struct mf_session *s, struct mf_error *err);
 /* What the tracker found goes into todo. */
 int eng_collect(struct mf_session *s, struct mf_error *err);
 /* Without one: nothing. */

@@ -56,6 +56,7 @@ static int last_pass(struct mf_session *s, struct mf_error *err)
 		r = find_rest(s, err);
 	while (r == 0 && (!s->device.complete || eng_memory_count_todo(s))) {
 		struct eng_round pass;
+		eng_register_cover(s);
 		eng_round_start(s, &pass, round.n, is_first && !round.pages);
 		int saved = s->device.complete ? 0 : save_device(s, err);
 		r = eng_round_wait(s, &pass, err);
@@ -64,6 +65,8 @@ static int last_pass(struct mf_session *s, struct mf_error *err)
 		round.pages += atomic_load_explicit(&pass.pages, memory_order_relaxed);
 		round.zero_pages += atomic_load_explicit(&pass.zero_pages, memory_order_relaxed);
 		round.bytes += atomic_load_explicit(&pass.bytes, memory_order_relaxed);
+		s->report.pages_bridged +=
+			atomic_load_explicit(&pass.bridged, memory_order_relaxed);
 		if (r == 0 && s->tracker)
 			r = eng_collect(s, err);
 	}
@@ -132,14 +135,12 @@ static int send_switchover(struct mf_session *s, bool postcopy, struct mf_error 
 	msg.body_case = WIRE_BODY(SWITCHOVER);
 	msg.switchover = &body;
 	body.postcopy = postcopy;
-	if (postcopy) {
+	if (postcopy)
 		body.missing_pages = eng_memory_count_todo(s);
-		if (eng_memory_to_wire(s, &body.regions, &body.n_regions) < 0)
-			return base_error(err, -ENOMEM, MF_SCOPE_SESSION, "out of memory");
-	}
+	else /* the destination ends them */
+		atomic_store_explicit(&s->lanes_done, true, memory_order_relaxed);
 	body.paused_us_ago = base_now_us() - s->stopped_us;
 	r = eng_send(s, &msg, err);
-	eng_memory_wire_free(body.regions, body.n_regions);
 	for (uint32_t i = 0; postcopy && r == 0 && i < s->memory.n; i++)
 		r = send_bitmap(s, i, err);
 	if (r == 0 && s->params.verify == MF_VERIFY_FULL)
@@ -155,16 +156,17 @@ static int offer_rest(struct mf_session *s, struct mf_error *err)
 		r = find_rest(s, err);
 	if (r == 0 && !(eng_lanes_alive(s, ENG_URGENT) && eng_lanes_alive(s, ENG_BULK)))
 		r = eng_lanes_failure(s, err);
-	if (r < 0)
-		return r;
-	eng_memory_deregister(s);
-	return eng_memory_register(s, TP_REMOTE_READ, err);
+	return r < 0 ? r : eng_expose_for_reading(s, err);
 }
 
 int eng_source_switchover(struct mf_session *s, bool postcopy, struct mf_error *err)
 {
+	/* While the guest runs: what takes its time must not be waited for in the downtime. */
+	int r = eng_register_wait(s, err);
+	if (r < 0)
+		return r;
 	eng_set_state(s, ENG_SWITCHOVER);
-	int r = eng_ops(s)->pause(eng_hv(s), &s->stopped_us, err);
+	r = eng_ops(s)->pause(eng_hv(s), &s->stopped_us, err);
 	if (r == 0)
 		r = postcopy ? offer_rest(s, err) : last_pass(s, err);
 	if (r < 0)

@@ -14,7 +14,10 @@ enum {
 	TEXT_MAX = 1024,
 	FINDINGS_MAX = 128,
 	PIECES_MAX = 1 << 17, /* registrations of one region: 128 TiB in pieces of 1 GiB */
+	PIECES_MESSAGE_MAX = 1 << 16,
 	TRANSPORTS_MAX = 16,
+	PATHS_MAX = 64,
+	RAILS_MAX = 8,
 	LANES_MAX = 256,
 	LATENCIES = 5,
 	BUCKETS_MAX = 64,
@@ -61,16 +64,38 @@ static bool guest_ok(const Mf__Wire__Guest *g)
 	return true;
 }
 
-static bool remotes_ok(Mf__Wire__Remote *const *remotes, size_t n)
+static bool sizes_ok(const uint64_t *piece, size_t n)
 {
 	if (n > MF_REGIONS_MAX)
 		return false;
 	for (size_t i = 0; i < n; i++) {
-		if (!remotes[i]->piece || remotes[i]->n_addr != remotes[i]->n_key ||
-		    !remotes[i]->n_addr || remotes[i]->n_addr > PIECES_MAX)
+		if (!piece[i])
 			return false;
 	}
 	return true;
+}
+
+static bool offer_ok(const Mf__Wire__RailOffer *o)
+{
+	return o->rail < RAILS_MAX && text_ok(o->address) && text_ok(o->reason) &&
+	       sizes_ok(o->piece, o->n_piece);
+}
+
+static bool prepared_ok(const Mf__Wire__Prepared *p)
+{
+	if (p->n_rails > RAILS_MAX)
+		return false;
+	for (size_t i = 0; i < p->n_rails; i++) {
+		if (!offer_ok(p->rails[i]))
+			return false;
+	}
+	return true;
+}
+
+static bool pieces_ok(const Mf__Wire__Pieces *p)
+{
+	return p->rail < RAILS_MAX && p->n_addr == p->n_key && p->n_addr &&
+	       p->n_addr <= PIECES_MESSAGE_MAX && p->first < MF_REGIONS_MAX * PIECES_MAX;
 }
 
 static bool verdicts_ok(const Mf__Wire__Verdicts *v)
@@ -78,6 +103,14 @@ static bool verdicts_ok(const Mf__Wire__Verdicts *v)
 	if (!guest_ok(v->guest) || v->n_findings > FINDINGS_MAX || !text_ok(v->transport) ||
 	    !text_ok(v->transport_reason))
 		return false;
+	if (v->n_rails > RAILS_MAX)
+		return false;
+	for (size_t i = 0; i < v->n_rails; i++) {
+		const Mf__Wire__Rail *r = v->rails[i];
+		if (!text_ok(r->transport) || !text_ok(r->source) || !text_ok(r->destination) ||
+		    !text_ok(r->source_device) || !text_ok(r->destination_device))
+			return false;
+	}
 	for (size_t i = 0; i < v->n_findings; i++) {
 		if (v->findings[i]->verdict > 2 || !text_ok(v->findings[i]->subject) ||
 		    !text_ok(v->findings[i]->detail))
@@ -88,8 +121,15 @@ static bool verdicts_ok(const Mf__Wire__Verdicts *v)
 
 static bool describe_ok(const Mf__Wire__Describe *d)
 {
-	if (!guest_ok(d->guest) || d->n_transports > TRANSPORTS_MAX)
+	if (!guest_ok(d->guest) || d->n_transports > TRANSPORTS_MAX || d->n_paths > PATHS_MAX ||
+	    !text_ok(d->demanded))
 		return false;
+	for (size_t i = 0; i < d->n_paths; i++) {
+		const Mf__Wire__Path *p = d->paths[i];
+		if (!text_ok(p->transport) || !text_ok(p->device) || !text_ok(p->address) ||
+		    p->prefix > 128)
+			return false;
+	}
 	for (size_t i = 0; i < d->n_transports; i++) {
 		if (!text_ok(d->transports[i]))
 			return false;
@@ -113,10 +153,24 @@ static bool body_ok(const wire_msg *m)
 		return text_ok(m->prepare->transport) && m->prepare->token.len == 32 &&
 		       m->prepare->bulk_lanes >= 1 && m->prepare->bulk_lanes <= LANES_MAX;
 	case WIRE_BODY(PREPARED):
-		return text_ok(m->prepared->address) &&
-		       remotes_ok(m->prepared->regions, m->prepared->n_regions);
-	case WIRE_BODY(SWITCHOVER):
-		return remotes_ok(m->switchover->regions, m->switchover->n_regions);
+		return prepared_ok(m->prepared);
+	case WIRE_BODY(RAIL_OFFER):
+		return offer_ok(m->rail_offer);
+	case WIRE_BODY(RAIL_JOINED):
+		return m->rail_joined->rail < RAILS_MAX && text_ok(m->rail_joined->reason) &&
+		       sizes_ok(m->rail_joined->piece, m->rail_joined->n_piece);
+	case WIRE_BODY(RAIL_UP):
+		return m->rail_up->rail < RAILS_MAX && text_ok(m->rail_up->reason);
+	case WIRE_BODY(RAIL_LOST):
+		return m->rail_lost->rail < RAILS_MAX && text_ok(m->rail_lost->reason);
+	case WIRE_BODY(RAIL_RETRY):
+		return m->rail_retry->rail < RAILS_MAX;
+	case WIRE_BODY(PIECES):
+		return pieces_ok(m->pieces);
+	case WIRE_BODY(LANE_LOST):
+		return m->lane_lost->rail < RAILS_MAX && m->lane_lost->lane <= LANES_MAX;
+	case WIRE_BODY(LANE_GONE):
+		return m->lane_gone->rail < RAILS_MAX && m->lane_gone->lane <= LANES_MAX;
 	case WIRE_BODY(BITMAP):
 		return m->bitmap->region < MF_REGIONS_MAX && m->bitmap->n_runs % 2 == 0;
 	case WIRE_BODY(HASHES):
@@ -128,7 +182,7 @@ static bool body_ok(const wire_msg *m)
 		return text_ok(m->abort->message);
 	case WIRE_BODY(QUERY):
 		return text_ok(m->query->session);
-	case WIRE_BODY(LANES_UP):
+	case WIRE_BODY(SWITCHOVER):
 	case WIRE_BODY(ROUND):
 	case WIRE_BODY(STATE):
 	case WIRE_BODY(READY):
@@ -138,8 +192,6 @@ static bool body_ok(const wire_msg *m)
 	case WIRE_BODY(PING):
 	case WIRE_BODY(ANSWER):
 	case WIRE_BODY(PULL):
-	case WIRE_BODY(LANE_LOST):
-	case WIRE_BODY(LANE_GONE):
 		return true;
 	default:
 		return false;

@@ -208,6 +208,8 @@ static void take_event(void *ctx, const struct mf_event *event)
 	}
 	if (event->type == MF_EVENT_PHASE && m->on_phase)
 		m->on_phase(f, event->phase);
+	if (event->type == MF_EVENT_NOTICE && m->on_notice)
+		m->on_notice(f, event->text);
 }
 
 void move_request_at(struct side *f, enum mf_phase phase)
@@ -244,7 +246,7 @@ static void start_side(struct side *f, uint16_t port)
 		.run_dir = m->run_dir,
 		.mode = m->mode,
 		.verify = m->verify,
-		.transport = "tcp",
+		.transport = m->device_paths || m->inner ? "auto" : "tcp",
 		.lanes = m->lanes,
 		.connect_timeout_ms = 5000,
 		.peer_timeout_ms = timeout_ms,
@@ -253,9 +255,11 @@ static void start_side(struct side *f, uint16_t port)
 		.ctx = f,
 	};
 	assert_int_equal(mf_session_create(&params, &f->session, &f->error), 0);
-	f->tp = tp_faulty_create(tp_find("tcp"), &f->faults);
+	f->tp = tp_faulty_create(tp_find(m->inner ? m->inner : "tcp"), &f->faults);
 	assert_non_null(f->tp);
 	f->session->tp_given = f->tp;
+	if (m->device_paths)
+		tp_faulty_disguise(f->tp, "verbs", m->device_paths);
 	if (m->on_phase)
 		m->on_phase(f, MF_PHASE_IDLE);
 	assert_int_equal(pthread_create(&f->thread, NULL, run_side, f), 0);

@@ -70,6 +70,11 @@ struct move {
 	void (*on_phase)(struct side *side, enum mf_phase phase); /* in the session's thread */
 	enum mf_phase phase;                                      /* for on_phase */
 	enum mf_side at;                                          /* likewise */
+	void (*on_notice)(struct side *side, const char *text);   /* likewise */
+	/* The faulty transport stands for one of devices that are found by these paths, and plain TCP stands by.
+	 * NULL: it is all there is. */
+	int (*device_paths)(struct tp_path *ret, unsigned cap);
+	const char *inner; /* the backend that the faulty one wraps; NULL: tcp */
 	void (*before)(struct move *m, uint16_t port); /* the destination listens; main thread */
 	enum mf_request request;                       /* for on_phase */
 

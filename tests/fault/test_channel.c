@@ -48,7 +48,7 @@ static void expect_at(enum mf_mode mode, Mf__Wire__Control__BodyCase body, enum 
 /* What is said before the commit: whoever does not hear it, the source guest runs on. */
 static const Mf__Wire__Control__BodyCase before_commit[] = {
 	WIRE_BODY(HELLO),      WIRE_BODY(WELCOME),  WIRE_BODY(DESCRIBE), WIRE_BODY(VERDICTS),
-	WIRE_BODY(PREPARE),    WIRE_BODY(PREPARED), WIRE_BODY(LANES_UP), WIRE_BODY(ROUND),
+	WIRE_BODY(PREPARE),    WIRE_BODY(PREPARED), WIRE_BODY(RAIL_UP),  WIRE_BODY(ROUND),
 	WIRE_BODY(SWITCHOVER), WIRE_BODY(HASHES),   WIRE_BODY(STATE),    WIRE_BODY(READY),
 };
 
@@ -169,7 +169,7 @@ static void said_twice(void **state)
 		Mf__Wire__Control__BodyCase body = before_commit[i];
 		/* The last of its kind is followed by the hand-off: a second one is out of turn, or comes
 		 * when nobody listens any more. */
-		bool late = body == WIRE_BODY(READY) || body == WIRE_BODY(LANES_UP);
+		bool late = body == WIRE_BODY(READY) || body == WIRE_BODY(RAIL_UP);
 		if (body != harmless[0] && !late)
 			expect_at(MF_MODE_PRECOPY, body, RELAY_TWICE, STAYED);
 	}

@@ -48,8 +48,8 @@ static void every_message_has_a_name(void **state)
 	wire_msg msg = WIRE_INIT;
 	msg.body_case = WIRE_BODY(COMMIT);
 	assert_string_equal(wire_msg_name(&msg), "commit");
-	msg.body_case = WIRE_BODY(LANES_UP);
-	assert_string_equal(wire_msg_name(&msg), "lanes_up");
+	msg.body_case = WIRE_BODY(RAIL_JOINED);
+	assert_string_equal(wire_msg_name(&msg), "rail_joined");
 }
 
 static void a_message_comes_back_as_it_went(void **state)
@@ -160,19 +160,18 @@ static void noise_never_harms(void **state)
 static void damaged_messages_never_harm(void **state)
 {
 	(void)state;
-	uint64_t addr[] = { 1, 2, 3 }, key[] = { 4, 5, 6 };
-	Mf__Wire__Remote remote = MF__WIRE__REMOTE__INIT, *remotes[] = { &remote };
+	uint64_t piece[] = { 1 << 30, 1 << 23 };
+	Mf__Wire__RailOffer offer = MF__WIRE__RAIL_OFFER__INIT, *offers[] = { &offer };
 	Mf__Wire__Prepared body = MF__WIRE__PREPARED__INIT;
 	wire_msg msg = WIRE_INIT;
 	uint8_t *bytes;
 	size_t len;
-	remote.piece = 1 << 30;
-	remote.n_addr = remote.n_key = 3;
-	remote.addr = addr;
-	remote.key = key;
-	body.address = (char *)"127.0.0.1:1";
-	body.n_regions = 1;
-	body.regions = remotes;
+	offer.n_piece = 2;
+	offer.piece = piece;
+	offer.address = (char *)"127.0.0.1:1";
+	offer.reason = (char *)"none";
+	body.n_rails = 1;
+	body.rails = offers;
 	msg.body_case = WIRE_BODY(PREPARED);
 	msg.prepared = &body;
 	assert_int_equal(wire_msg_encode(&msg, &bytes, &len), 0);

@@ -98,6 +98,7 @@ struct mf_progress {
 	uint32_t round;
 	uint64_t elapsed_ms;
 	uint64_t total_bytes;           /**< of guest RAM */
+	uint64_t registered_bytes;      /**< of it, for the rail that has least */
 	uint64_t done_bytes;            /**< of this round, or in post-copy of what was missing */
 	uint64_t round_bytes;           /**< to do in this round; in post-copy what was missing */
 	uint64_t bytes_per_s;           /**< measured over the last second or so */
@@ -107,6 +108,39 @@ struct mf_progress {
 	uint64_t faults;                /**< post-copy, destination */
 };
 
+/** A pair of addresses with a transport between them, over which lanes run. */
+struct mf_rail_report {
+	char transport[16]; /**< "verbs", "tcp" */
+	char device[64];    /**< "mlx5_0"; tcp: "" */
+	char local[64];     /**< our address */
+	char peer[64];      /**< the other's */
+	char place[64]; /**< where its lanes run: "node 1, cpus 12-15"; "" on a host of one node */
+	bool joined;    /**< its lanes were connected, once at least */
+	bool lost;      /**< it cannot be used any more, or never could */
+	char reason[160];         /**< why it was lost */
+	uint64_t registration_ms; /**< from the first page pinned to the last */
+	uint64_t bytes_pinned;    /**< the most at a time */
+	uint64_t retransmits;     /**< by the device's port meanwhile, for whoever uses it */
+	uint32_t retries;         /**< attempts to bring it back */
+};
+
+/** One lane. */
+struct mf_lane_report {
+	uint32_t rail; /**< place in rails */
+	uint32_t id;   /**< of the rail's, from 0 */
+	bool urgent;   /**< carries page faults only */
+	bool lost;
+	uint64_t bytes_written, bytes_read; /**< by this side */
+	uint64_t writes, reads, flushes;    /**< operations of this side */
+	uint64_t signalled,
+		unsignalled; /**< work requests that ask for a completion of their own, or not */
+	uint64_t retries;    /**< posts that met a full queue and were tried again */
+	uint64_t polled,
+		evented; /**< completions found by polling, or after sleeping until one was signalled */
+};
+
+#define MF_RAILS_MAX       8
+#define MF_LANES_KEPT      80
 #define MF_ROUNDS_KEPT     64
 #define MF_LATENCY_BUCKETS 32
 
@@ -127,13 +161,18 @@ struct mf_report {
 	enum mf_outcome outcome;
 	enum mf_mode mode;
 	const char *transport; /**< "tcp", "verbs"; "" before one was chosen */
-	char transport_reason[200];
+	char transport_reason[320];
 	uint64_t total_ms;
 	uint64_t downtime_ms; /**< pause to resume; source: until RUNNING arrived */
 	uint32_t n_rounds;    /**< all; the first MF_ROUNDS_KEPT - 1 and the last are kept */
 	struct mf_round rounds[MF_ROUNDS_KEPT];
 	uint64_t bytes_written, bytes_read;
 	uint64_t pages_total, pages_zero, pages_resent; /**< 4 KiB units */
+	uint64_t pages_bridged; /**< written although clean: they lay in gaps too small to skip */
+	uint32_t n_rails;
+	struct mf_rail_report rails[MF_RAILS_MAX]; /**< in order of preference */
+	uint32_t n_lanes;
+	struct mf_lane_report lanes[MF_LANES_KEPT];
 	bool has_postcopy;
 	struct mf_postcopy_report postcopy;
 	uint64_t cpu_user_ms, cpu_system_ms; /**< of this process while the session ran */
@@ -176,14 +215,17 @@ struct mf_session_params {
 	enum mf_mode mode;           /**< source decides */
 	enum mf_verify verify;       /**< source decides */
 	const char *transport;       /**< "auto", "tcp", "verbs"; copied */
-	uint32_t lanes;              /**< bulk lanes; 0: 2 */
+	uint32_t lanes;              /**< bulk lanes of each rail; 0: 2 */
 	uint64_t max_downtime_ms;    /**< 0: 300 */
 	uint64_t max_bandwidth;      /**< bytes per second over all bulk lanes; 0: no limit */
 	uint64_t connect_timeout_ms; /**< 0: 10 s */
 	uint64_t peer_timeout_ms;    /**< silence after which the peer counts as lost; 0: 10 s */
-	bool insecure;               /**< permit the plain control channel */
-	bool check_only;             /**< source: preflight, then stop */
-	mf_event_fn on_event;        /**< NULL: none */
+	uint64_t
+		lane_timeout_ms; /**< a lane whose peer acknowledges nothing for so long is lost; 0: 3 s */
+	bool on_demand;  /**< let the device fault memory in instead of pinning it, where it can */
+	bool insecure;   /**< permit the plain control channel */
+	bool check_only; /**< source: preflight, then stop */
+	mf_event_fn on_event; /**< NULL: none */
 	void *ctx;
 };
 
@@ -220,9 +262,11 @@ MF_API const char *mf_error_name(int code);
 
 /** One thing the data plane could use on this host. */
 struct mf_device {
-	char transport[16]; /**< "tcp", "verbs" */
-	char name[64];
-	char detail[160]; /**< addresses, speed, versions */
+	char transport[16];  /**< "tcp", "verbs" */
+	char name[64];       /**< "mlx5_0"; tcp: of the interface */
+	char detail[320];    /**< address, port, GID, rate, NUMA node with distances */
+	uint64_t mbit_per_s; /**< 0: not known */
+	int numa_node;       /**< -1: not known */
 	bool usable;
 	bool picked;      /**< by --transport auto */
 	char reason[160]; /**< why it is picked, or not usable */
