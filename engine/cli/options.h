@@ -74,7 +74,9 @@ struct cli_options {
 	uint64_t max_bandwidth;
 	uint64_t connect_timeout_ms;
 	uint64_t peer_timeout_ms;
+	uint64_t lane_timeout_ms;
 	bool insecure;
+	bool on_demand;
 	bool json;
 };
 

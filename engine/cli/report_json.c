@@ -127,6 +127,7 @@ json_t *cli_json_progress(const char *event, const struct mf_progress *p)
 	put(o, "round", number(p->round));
 	put(o, "elapsed_ms", number(p->elapsed_ms));
 	put(o, "total_bytes", number(p->total_bytes));
+	put(o, "registered_bytes", number(p->registered_bytes));
 	put(o, "done_bytes", number(p->done_bytes));
 	put(o, "round_bytes", number(p->round_bytes));
 	put(o, "bytes_per_s", number(p->bytes_per_s));
@@ -152,6 +153,8 @@ json_t *cli_json_device(const struct mf_device *device)
 	put(o, "transport", text(device->transport));
 	put(o, "name", text(device->name));
 	put(o, "detail", text(device->detail));
+	put(o, "mbit_per_s", number(device->mbit_per_s));
+	put(o, "numa_node", device->numa_node < 0 ? json_null() : json_integer(device->numa_node));
 	put(o, "usable", json_boolean(device->usable));
 	put(o, "picked", json_boolean(device->picked));
 	put(o, "reason", text(device->reason));
@@ -166,6 +169,59 @@ static json_t *rounds_array(const struct mf_report *r)
 	for (uint32_t i = 0; i < kept; i++) {
 		json_t *o = json_object();
 		put_round(o, &r->rounds[i]);
+		(void)json_array_append_new(array, o);
+	}
+	return array;
+}
+
+static json_t *rails_array(const struct mf_report *r)
+{
+	json_t *array = json_array();
+
+	for (uint32_t i = 0; i < r->n_rails; i++) {
+		const struct mf_rail_report *rail = &r->rails[i];
+		json_t *o = json_object();
+		put(o, "id", number(i));
+		put(o, "transport", text(rail->transport));
+		put(o, "device", text(rail->device));
+		put(o, "local", text(rail->local));
+		put(o, "peer", text(rail->peer));
+		put(o, "place", text(rail->place));
+		put(o, "state", text(!rail->joined ? "unused" : rail->lost ? "lost" : "up"));
+		put(o, "reason", text(rail->reason));
+		put(o, "registration_ms", number(rail->registration_ms));
+		put(o, "bytes_pinned", number(rail->bytes_pinned));
+		put(o, "retransmits", number(rail->retransmits));
+		put(o, "retries", number(rail->retries));
+		(void)json_array_append_new(array, o);
+	}
+	return array;
+}
+
+static json_t *lanes_array(const struct mf_report *r)
+{
+	json_t *array = json_array();
+
+	for (uint32_t i = 0; i < r->n_lanes; i++) {
+		const struct mf_lane_report *lane = &r->lanes[i];
+		const struct mf_rail_report *rail = &r->rails[lane->rail];
+		json_t *o = json_object();
+		put(o, "rail", number(lane->rail));
+		put(o, "id", number(lane->id));
+		put(o, "urgent", json_boolean(lane->urgent));
+		put(o, "transport", text(rail->transport));
+		put(o, "device", text(rail->device));
+		put(o, "state", text(lane->lost ? "lost" : "up"));
+		put(o, "bytes_written", number(lane->bytes_written));
+		put(o, "bytes_read", number(lane->bytes_read));
+		put(o, "writes", number(lane->writes));
+		put(o, "reads", number(lane->reads));
+		put(o, "flushes", number(lane->flushes));
+		put(o, "signalled", number(lane->signalled));
+		put(o, "unsignalled", number(lane->unsignalled));
+		put(o, "retries", number(lane->retries));
+		put(o, "polled", number(lane->polled));
+		put(o, "evented", number(lane->evented));
 		(void)json_array_append_new(array, o);
 	}
 	return array;
@@ -239,6 +295,9 @@ json_t *cli_json_report(const struct mf_report *r)
 	put(o, "pages_total", number(r->pages_total));
 	put(o, "pages_zero", number(r->pages_zero));
 	put(o, "pages_resent", number(r->pages_resent));
+	put(o, "pages_bridged", number(r->pages_bridged));
+	put(o, "rails", rails_array(r));
+	put(o, "lanes", lanes_array(r));
 	put(o, "postcopy", postcopy_or_null(r));
 	put(o, "cpu_ms", cpu);
 	put(o, "verify", verify_or_null(r));

@@ -123,6 +123,35 @@ static void print_postcopy(FILE *to, const struct mf_report *r)
 	fputc('\n', to);
 }
 
+/* What each rail carried, where there is more to say than how much in all. */
+static void print_rails(FILE *to, const struct mf_report *r)
+{
+	char device[80], written[SIZE_TEXT], read[SIZE_TEXT], pinned[SIZE_TEXT], took[SIZE_TEXT];
+
+	for (uint32_t i = 0; i < r->n_rails; i++) {
+		const struct mf_rail_report *rail = &r->rails[i];
+		uint64_t bytes_written = 0, bytes_read = 0;
+		for (uint32_t k = 0; k < r->n_lanes; k++) {
+			if (r->lanes[k].rail == i) {
+				bytes_written += r->lanes[k].bytes_written;
+				bytes_read += r->lanes[k].bytes_read;
+			}
+		}
+		if (r->n_rails == 1 || !rail->joined)
+			continue;
+		fprintf(to, "  %-11s %s%s%s written, %s read", rail->transport,
+			cli_clean(rail->device, device, sizeof(device)),
+			rail->device[0] ? ": " : "",
+			base_format_size(bytes_written, written, sizeof(written)),
+			base_format_size(bytes_read, read, sizeof(read)));
+		if (rail->bytes_pinned)
+			fprintf(to, "; %s pinned in %s",
+				base_format_size(rail->bytes_pinned, pinned, sizeof(pinned)),
+				cli_format_ms(rail->registration_ms, took, sizeof(took)));
+		fprintf(to, "%s%s\n", rail->place[0] ? "; " : "", rail->place);
+	}
+}
+
 static void print_bytes(FILE *to, const struct mf_report *r)
 {
 	char written[SIZE_TEXT], read[SIZE_TEXT], zero[SIZE_TEXT], resent[SIZE_TEXT];
@@ -155,6 +184,7 @@ void cli_text_report(FILE *to, const struct mf_report *r)
 		fprintf(to, ", downtime %s", cli_format_ms(r->downtime_ms, down, sizeof(down)));
 	fprintf(to, "\n  rounds      %" PRIu32 "\n", r->n_rounds);
 	print_bytes(to, r);
+	print_rails(to, r);
 	print_postcopy(to, r);
 	if (r->has_verify)
 		fprintf(to, "  verify      %" PRIu64 " pages compared, %" PRIu64 " wrong\n",

@@ -12,7 +12,7 @@
 
 static void print_device(const struct mf_device *device)
 {
-	char transport[32], name[128], detail[256], reason[256];
+	char transport[32], name[128], detail[400], reason[256];
 	const char *state = device->picked ? "picked" : device->usable ? "usable" : "no";
 
 	printf("%-9s %-16s %-7s %s%s%s\n",

@@ -97,6 +97,8 @@ static int create_session(struct move *move, struct mf_error *err)
 		.max_bandwidth = o->max_bandwidth,
 		.connect_timeout_ms = o->connect_timeout_ms,
 		.peer_timeout_ms = o->peer_timeout_ms,
+		.lane_timeout_ms = o->lane_timeout_ms,
+		.on_demand = o->on_demand,
 		.insecure = o->insecure,
 		.check_only = o->verb == CLI_CHECK,
 		.on_event = on_event,

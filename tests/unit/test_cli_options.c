@@ -435,6 +435,33 @@ static struct mf_report *new_report(void)
 	r->pages_total = 1024;
 	r->pages_zero = 24;
 	r->pages_resent = 10;
+	r->pages_bridged = 3;
+	r->n_rails = 1;
+	r->rails[0] = (struct mf_rail_report){ .transport = "verbs",
+					       .device = "mlx5_0",
+					       .local = "10.0.0.2",
+					       .peer = "10.0.0.1",
+					       .place = "node 1, cpus 12-15",
+					       .joined = true,
+					       .lost = true,
+					       .reason = "gone",
+					       .registration_ms = 5,
+					       .bytes_pinned = 4096,
+					       .retransmits = 6,
+					       .retries = 7 };
+	r->n_lanes = 1;
+	r->lanes[0] = (struct mf_lane_report){ .id = 2,
+					       .urgent = true,
+					       .bytes_written = 1,
+					       .bytes_read = 2,
+					       .writes = 3,
+					       .reads = 4,
+					       .flushes = 5,
+					       .signalled = 6,
+					       .unsignalled = 7,
+					       .retries = 8,
+					       .polled = 9,
+					       .evented = 10 };
 	r->has_postcopy = true;
 	r->postcopy = (struct mf_postcopy_report){ .ms = 7, .faults = 2, .pulled_pages = 2 };
 	r->postcopy.latency_us.p50 = 20;
@@ -465,7 +492,15 @@ static void report_has_exactly_the_promised_fields(void **state)
 		"40960,"
 		"\"dirty_pages\":0}],\"bytes_written\":4136960,\"bytes_read\":8192,\"pages_total\":"
 		"1024,"
-		"\"pages_zero\":24,\"pages_resent\":10,\"postcopy\":{\"ms\":7,\"faults\":2,"
+		"\"pages_zero\":24,\"pages_resent\":10,\"pages_bridged\":3,\"rails\":[{\"id\":0,"
+		"\"transport\":\"verbs\",\"device\":\"mlx5_0\",\"local\":\"10.0.0.2\","
+		"\"peer\":\"10.0.0.1\",\"place\":\"node 1, cpus 12-15\",\"state\":\"lost\","
+		"\"reason\":\"gone\",\"registration_ms\":5,\"bytes_pinned\":4096,"
+		"\"retransmits\":6,\"retries\":7}],\"lanes\":[{\"rail\":0,\"id\":2,"
+		"\"urgent\":true,\"transport\":\"verbs\",\"device\":\"mlx5_0\","
+		"\"state\":\"up\",\"bytes_written\":1,\"bytes_read\":2,\"writes\":3,"
+		"\"reads\":4,\"flushes\":5,\"signalled\":6,\"unsignalled\":7,\"retries\":8,"
+		"\"polled\":9,\"evented\":10}],\"postcopy\":{\"ms\":7,\"faults\":2,"
 		"\"pulled_pages\":2,\"latency_us\":{\"p50\":20,\"p90\":30,\"p99\":40,\"p99_9\":50,"
 		"\"max\":60},\"latency_log2_us\":[0,0,0,0,2,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,"
 		"0,0,0,0,"
