@@ -53,20 +53,23 @@ class Usage:
         self.tasks = Path("/proc", str(pid), "task")
         self.clock = ~pid << 3 | 2  # clock_getcpuclockid()
         self.samples = []
+        self.by_thread = {}
         self.watcher = threading.Thread(target=self._watch, daemon=True)
         self.watcher.start()
 
-    def _switches(self, task):
-        with contextlib.suppress(OSError):  # a thread that ended since; while something is measured, none does
-            for line in (task / "status").read_text().splitlines():
-                if line.startswith("voluntary_ctxt_switches:"):
-                    return int(line.split()[1])
-        return 0
+    def _switches(self):
+        """Of all threads there were: one that has ended keeps what it had."""
+        for task in self.tasks.iterdir():
+            with contextlib.suppress(OSError):
+                for line in (task / "status").read_text().splitlines():
+                    if line.startswith("voluntary_ctxt_switches:"):
+                        self.by_thread[task.name] = int(line.split()[1])
+        return sum(self.by_thread.values())
 
     def _watch(self):
         try:
             while True:
-                switches = sum(map(self._switches, self.tasks.iterdir()))
+                switches = self._switches()
                 cpu_ms = time.clock_gettime_ns(self.clock) / 1e6
                 self.samples.append((time.monotonic(), cpu_ms, switches))
                 time.sleep(SAMPLE_S)
