@@ -391,7 +391,9 @@ int eng_rails_retried(struct mf_session *s, uint32_t rail, struct mf_error *err)
 void eng_rails_told_lost(struct mf_session *s, const Mf__Wire__RailLost *m);
 /* Says once that a rail was lost, and what the move goes on over. */
 void eng_rails_note_lost(struct mf_session *s);
-/* The transport of the lanes that are given work; NULL: none is left. */
+/* The best rail that can be given work; NULL: none is left. */
+const struct eng_rail *eng_rails_first(const struct mf_session *s);
+/* Its transport: that of all lanes that are given work. */
 const struct tp_ops *eng_rails_in_use(const struct mf_session *s);
 /* Ends all lanes of all rails: no byte that the peer writes lands after it. */
 int eng_rails_cut(struct mf_session *s, struct mf_error *err);

@@ -293,13 +293,19 @@ uint32_t eng_rail_alive(const struct eng_rail *rail)
 	return alive;
 }
 
-const struct tp_ops *eng_rails_in_use(const struct mf_session *s)
+const struct eng_rail *eng_rails_first(const struct mf_session *s)
 {
 	for (uint32_t k = 0; k < s->n_rails; k++) {
 		if (is_usable(&s->rail[k]) && eng_rail_alive(&s->rail[k]))
-			return s->rail[k].tp;
+			return &s->rail[k];
 	}
 	return NULL;
+}
+
+const struct tp_ops *eng_rails_in_use(const struct mf_session *s)
+{
+	const struct eng_rail *first = eng_rails_first(s);
+	return first ? first->tp : NULL;
 }
 
 /* Of any transport: better a slow one than none. */

@@ -619,13 +619,11 @@ int eng_register_wait(struct mf_session *s, struct mf_error *err)
 }
 
 /* Without windows: registers anew with other rights. */
-static int register_again(struct eng_rail *rail, uint32_t exposes)
+static void register_again(struct eng_rail *rail, uint32_t exposes)
 {
 	eng_register_stop(rail);
-	int r = eng_register_start(rail, exposes, &rail->error);
-	if (r < 0)
+	if (eng_register_start(rail, exposes, &rail->error) < 0)
 		atomic_store_explicit(&rail->usable, false, memory_order_relaxed);
-	return r;
 }
 
 int eng_expose_for_reading(struct mf_session *s, struct mf_error *err)
@@ -636,7 +634,7 @@ int eng_expose_for_reading(struct mf_session *s, struct mf_error *err)
 		if (!rail->joined || rail->error.code)
 			continue;
 		if (!rail->limits.windows) {
-			(void)register_again(rail, TP_REMOTE_READ);
+			register_again(rail, TP_REMOTE_READ);
 			continue;
 		}
 		rail->exposes = TP_REMOTE_READ;
@@ -658,7 +656,7 @@ void eng_withdraw_for_reading(struct mf_session *s)
 		if (!rail->domain)
 			continue;
 		if (!rail->limits.windows || !rail->joined) {
-			(void)register_again(rail, 0);
+			register_again(rail, 0);
 			continue;
 		}
 		if (rail->lend.running)

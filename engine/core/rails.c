@@ -97,7 +97,7 @@ static void close_rail(struct eng_rail *rail)
 
 int eng_rails_open(struct mf_session *s, uint32_t n_bulk, uint32_t exposes, struct mf_error *err)
 {
-	int r = eng_lanes_init(s, n_bulk, err), last = 0;
+	int r = eng_lanes_init(s, n_bulk, err);
 	bool any = false;
 	if (r < 0)
 		return r;
@@ -109,10 +109,10 @@ int eng_rails_open(struct mf_session *s, uint32_t n_bulk, uint32_t exposes, stru
 			(void)eng_check_memlock(++n * s->memory.bytes, &memlock[k]);
 	}
 	for (uint32_t k = 0; k < s->n_rails; k++) {
-		last = open_rail(&s->rail[k], exposes, &memlock[k]);
-		if (last < 0)
+		if (open_rail(&s->rail[k], exposes, &memlock[k]) == 0)
+			any = true;
+		else
 			close_rail(&s->rail[k]);
-		any = any || last == 0;
 	}
 	return any ? 0 : eng_lanes_failure(s, err);
 }
@@ -498,24 +498,14 @@ static void tell_transport(struct mf_session *s, const struct tp_ops *in_use)
 	eng_emit(s, MF_EVENT_TRANSPORT, "%s: %s", rep->transport, rep->transport_reason);
 }
 
-static const struct eng_rail *first_usable(const struct mf_session *s)
-{
-	for (uint32_t k = 0; k < s->n_rails; k++) {
-		if (atomic_load_explicit(&s->rail[k].usable, memory_order_relaxed) &&
-		    eng_rail_alive(&s->rail[k]))
-			return &s->rail[k];
-	}
-	return NULL;
-}
-
 void eng_rails_note_lost(struct mf_session *s)
 {
 	for (uint32_t k = 0; k < s->n_rails; k++) {
 		if (is_lost(&s->rail[k]))
 			atomic_store_explicit(&s->rail[k].usable, false, memory_order_relaxed);
 	}
-	const struct tp_ops *in_use = eng_rails_in_use(s);
-	if (atomic_load_explicit(&s->lanes_done, memory_order_relaxed) || !in_use)
+	const struct eng_rail *next = eng_rails_first(s);
+	if (atomic_load_explicit(&s->lanes_done, memory_order_relaxed) || !next)
 		return;
 	for (uint32_t k = 0; k < s->n_rails; k++) {
 		struct eng_rail *rail = &s->rail[k];
@@ -531,14 +521,12 @@ void eng_rails_note_lost(struct mf_session *s)
 			send_lost(rail);
 		rail->retry_at_us = base_deadline_ms(pause_ms(rail));
 		(void)snprintf(rail->report.reason, sizeof(rail->report.reason), "%.159s", why.msg);
-		const struct eng_rail *next = first_usable(s);
 		eng_emit(s, MF_EVENT_NOTICE, "%s%s%s was lost (%.120s); going on over %s%s%s",
 			 rail->tp->kind, rail->device[0] ? " over " : "", rail->device, why.msg,
-			 in_use->kind, next && next->device[0] ? " over " : "",
-			 next ? next->device : "");
+			 next->tp->kind, next->device[0] ? " over " : "", next->device);
 	}
-	if (strcmp(s->report.transport, in_use->kind))
-		tell_transport(s, in_use);
+	if (strcmp(s->report.transport, next->tp->kind))
+		tell_transport(s, next->tp);
 }
 
 static bool is_up_here(const struct eng_rail *rail)
