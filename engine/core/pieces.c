@@ -119,7 +119,17 @@ static uint32_t access_for(const struct eng_rail *rail, uint32_t exposes)
 	return rail->limits.windows ? TP_LENDABLE : exposes ? exposes : TP_LOCAL;
 }
 
-/* Nothing is to be moved from it, and nobody is to write it. */
+/* Whatever the file says of it: a tracker may report more than was written. */
+static bool has_todo(const struct eng_rail *rail, uint32_t piece)
+{
+	uint64_t at, len;
+	const struct eng_region *r = locate(rail, piece, &at, &len);
+	uint64_t end = (at + len) / r->desc.page_size;
+	return bitmap_next_set(r->todo, at / r->desc.page_size, end) != end;
+}
+
+/* Nothing is to be moved from it, and nobody is to write it.  What is to do is looked at only when no lane works on it:
+ * while the peer reads; and in rounds by eng_register_cover(). */
 static bool may_put_off(const struct eng_rail *rail, uint32_t piece)
 {
 	const struct mf_session *s = rail->session;
@@ -127,7 +137,7 @@ static bool may_put_off(const struct eng_rail *rail, uint32_t piece)
 	if (s->params.side != MF_SOURCE || !pins(rail))
 		return false;
 	const struct eng_region *r = locate(rail, piece, &at, &len);
-	return !eng_region_has_data(r, at, len);
+	return !eng_region_has_data(r, at, len) && !(rail->exposes && has_todo(rail, piece));
 }
 
 static int register_piece(struct eng_rail *rail, uint32_t piece, struct mf_error *err)
@@ -255,15 +265,6 @@ void eng_register_stop(struct eng_rail *rail)
 static bool all_registered(const struct eng_rail *rail)
 {
 	return atomic_load_explicit(&rail->registered, memory_order_acquire) == rail->pieces.total;
-}
-
-/* Whatever the file says of it: a tracker may report more than was written. */
-static bool has_todo(const struct eng_rail *rail, uint32_t piece)
-{
-	uint64_t at, len;
-	const struct eng_region *r = locate(rail, piece, &at, &len);
-	uint64_t end = (at + len) / r->desc.page_size;
-	return bitmap_next_set(r->todo, at / r->desc.page_size, end) != end;
 }
 
 void eng_register_cover(struct mf_session *s)
