@@ -5,6 +5,8 @@
 #include <assert.h>
 #include <string.h>
 
+#include "base/error.h"
+
 extern const struct trk_ops trk_pagemap_ops;
 
 static const struct trk_ops *const backends[] = {
@@ -26,11 +28,20 @@ const struct trk_ops *trk_find(const char *name)
 	return NULL;
 }
 
+int trk_probe(const struct trk_ops *ops, const struct trk_params *params, struct mf_error *err)
+{
+	if (ops->caps & TRK_CAP_NEEDS_KVM && (!params || !params->kvm))
+		return base_error(err, -MF_EKERNEL, MF_SCOPE_SESSION,
+				  "%s is for guests on KVM in this process", ops->name);
+	return ops->probe(params, err);
+}
+
 int trk_open(const struct trk_ops *ops, const struct trk_params *params, struct trk **ret_trk,
 	     struct mf_error *err)
 {
 	assert(params->n_ranges > 0 && params->pid >= 0);
 	assert(!(ops->caps & TRK_CAP_NEEDS_UFFD) || params->uffd >= 0);
+	assert(!(ops->caps & TRK_CAP_NEEDS_KVM) || params->kvm);
 	for (uint32_t i = 0; i < params->n_ranges; i++) {
 		const struct trk_range *r = &params->ranges[i];
 		uint64_t size = r->page_size;
@@ -49,6 +60,11 @@ int trk_collect(struct trk *trk, uint32_t range, uint64_t first, uint64_t n, uin
 		uint64_t *ret_pages, struct mf_error *err)
 {
 	return trk->ops->collect(trk, range, first, n, bits, ret_pages, err);
+}
+
+int trk_clear(struct trk *trk, uint32_t range, uint64_t first, uint64_t n)
+{
+	return trk->ops->clear ? trk->ops->clear(trk, range, first, n) : 0;
 }
 
 void trk_stop(struct trk *trk)

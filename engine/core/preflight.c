@@ -47,7 +47,7 @@ const struct trk_ops *eng_pick_tracker(struct mf_error *err)
 {
 	struct mf_error first = { 0 };
 	for (const struct trk_ops *const *t = trk_backends(); *t; t++) {
-		if ((*t)->probe(&first) == 0)
+		if (trk_probe(*t, NULL, &first) == 0)
 			return *t;
 	}
 	base_error(err, first.code ? first.code : -MF_EKERNEL, MF_SCOPE_HOST, "%s",

@@ -19,7 +19,7 @@ need bin/memferry
 need "$lib/libmemferry.so"
 need "$lib/libmemferry.so.0"
 need "$lib/pkgconfig/memferry.pc"
-for header in adapter error guests region session; do
+for header in adapter error guests kvm_vm region session; do
 	need "include/memferry/$header.h"
 done
 extra=$(cd "$prefix" && find . ! -type d ! -name 'libmemferry.so*' ! -name memferry.pc \

@@ -28,6 +28,7 @@ PARTS = [
     ("engine/cli/*", "cli"),
     ("engine/include/memferry/error.h", "base"),
     ("engine/include/memferry/region.h", "base"),
+    ("engine/include/memferry/kvm_vm.h", "base"),
     ("engine/include/memferry/*", "session"),
     ("transport/transport.h", "transport"),
     ("tracker/tracker.h", "tracker"),

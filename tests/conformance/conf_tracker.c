@@ -523,7 +523,7 @@ int main(int argc, char **argv)
 		return 2;
 	}
 	struct mf_error err = { 0 };
-	if (ops->probe(&err) < 0) {
+	if (trk_probe(ops, NULL, &err) < 0) {
 		printf("SKIP: %s: %s\n", ops->name, err.msg);
 		return 77;
 	}

@@ -56,8 +56,9 @@ static struct pagemap *pagemap_of(struct trk *trk)
 	return BASE_CONTAINER_OF(trk, struct pagemap, trk);
 }
 
-static int probe(struct mf_error *err)
+static int probe(const struct trk_params *params, struct mf_error *err)
 {
+	(void)params;
 	char release[80];
 	base_autofd fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
 	if (fd < 0)

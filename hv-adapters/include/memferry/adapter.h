@@ -36,6 +36,7 @@
 #include <sys/types.h>
 
 #include <memferry/error.h>
+#include <memferry/kvm_vm.h>
 #include <memferry/region.h>
 
 #ifdef __cplusplus
@@ -82,7 +83,11 @@ struct mf_guest {
 	struct mf_region regions[MF_REGIONS_MAX];
 	uint32_t n_findings; /**< what the adapter itself has to say in preflight */
 	struct mf_finding findings[MF_FINDINGS_MAX];
+	/** Its virtual machine, when that is KVM's and this process's; else NULL. */
+	const struct mf_kvm_vm *kvm;
 };
+
+#define MF_NEEDS_MAX (64u << 10)
 
 /** Where save_state() puts bytes.  0, or a negative code that ends the saving. */
 typedef int (*mf_state_write_fn)(void *ctx, const void *bytes, size_t len);
@@ -156,6 +161,27 @@ struct mf_adapter_ops {
 	 */
 	int (*hold)(void *hv, struct mf_error *err);
 	int (*let_go)(void *hv, struct mf_error *err);
+
+	/**
+	 * Optional, source: what the guest needs of the host it goes to (CPU features, state that the kernel must be
+	 * able to load), in a form that only the adapter's other side reads.  Bytes written, at most @p cap
+	 * (MF_NEEDS_MAX), or a negative code.
+	 */
+	ssize_t (*list_needs)(void *hv, void *bytes, size_t cap, struct mf_error *err);
+	/**
+	 * Optional, destination, before anything moves: says which of the source's needs are not met here, a finding
+	 * each, at most @p cap.  Their number, 0 when all are met, or a negative code: they make no sense.
+	 * An adapter without it meets no needs but an empty list.
+	 */
+	int (*check_needs)(void *hv, const void *bytes, size_t len, struct mf_finding *ret,
+			   unsigned cap, struct mf_error *err);
+
+	/**
+	 * Optional, source: pages that the monitor itself wrote where a tracker cannot see it (KVM's own tracking sees
+	 * vCPUs and KVM only).  ORs into @p bits, whose bit 0 is page @p first of the region, what was written since it
+	 * was last asked, and forgets it.  Called after the tracker was asked for the same pages.
+	 */
+	void (*take_written)(void *hv, uint32_t region, uint64_t first, uint64_t n, uint64_t *bits);
 };
 
 /** An open guest: the table and what it works on. */
