@@ -84,6 +84,9 @@ struct pgr;
 
 /* 0: this kernel has what is needed; else -MF_EKERNEL and a sentence naming what lacks. */
 int pgr_probe(enum pgr_kind kind, uint64_t page_size, struct mf_error *err);
+/* A userfaultfd of this process, for memory that is in it: UFFDIO_API not done, O_NONBLOCK and O_CLOEXEC, and it
+ * catches the kernel's own touches as well (KVM).  The caller's to close. */
+int pgr_open_userfaultfd(int *ret_fd, struct mf_error *err);
 int pgr_open(const struct pgr_params *params, struct pgr **ret_pgr, struct mf_error *err);
 /* Arms the extents given (n 0: every range whole).  May be called once. */
 int pgr_arm(struct pgr *pgr, const struct pgr_extent *extents, size_t n, struct mf_error *err);

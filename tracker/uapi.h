@@ -19,6 +19,10 @@
 #define UFFD_FEATURE_WP_ASYNC (1 << 15)
 #endif
 
+#ifndef USERFAULTFD_IOC_NEW /* Linux 6.1 */
+#define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
+#endif
+
 #ifndef PAGEMAP_SCAN
 #define PAGE_IS_WRITTEN       (1 << 1)
 #define PM_SCAN_WP_MATCHING   (1 << 0)

@@ -54,6 +54,8 @@ const struct cli_option cli_option_table[] = {
 	  "pauses first" },
 	{ "transport", "auto|verbs|tcp", CLI_CHOICE, "auto", 0, 0, MOVING, AT(transport),
 	  "what pages move over, and why, is always said; verbs falls back on tcp when lost" },
+	{ "tracker", "auto|pagemap|softdirty|writeprotect", CLI_CHOICE, "auto", 0, 0, LEADING, AT(tracker),
+	  "how the guest's writes are found; auto takes the best that the kernel has, and says which" },
 	{ "lanes", "N", CLI_NUMBER, "2", 1, 64, MOVING, AT(lanes),
 	  "connections that carry pages between two devices, each with a thread of its own" },
 	{ "max-downtime", "MS", CLI_NUMBER, "300", 1, 3600000, LEADING, AT(max_downtime_ms),

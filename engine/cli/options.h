@@ -64,6 +64,7 @@ struct cli_options {
 	const char *guest;
 	const char *mode;
 	const char *transport;
+	const char *tracker;
 	const char *verify;
 	const char *tls_dir;
 	const char *psk;

@@ -179,6 +179,8 @@ void cli_text_report(FILE *to, const struct mf_report *r)
 	if (!r->n_rounds && !r->has_postcopy && r->outcome != MF_OUTCOME_COMPLETED)
 		return;
 	fprintf(to, "  mode        %s\n", mf_mode_name(r->mode));
+	if (r->tracker[0])
+		fprintf(to, "  tracker     %s\n", r->tracker);
 	fprintf(to, "  time        %s", cli_format_ms(r->total_ms, total, sizeof(total)));
 	if (r->outcome == MF_OUTCOME_COMPLETED || r->downtime_ms)
 		fprintf(to, ", downtime %s", cli_format_ms(r->downtime_ms, down, sizeof(down)));

@@ -103,6 +103,7 @@ static int create_session(struct move *move, struct mf_error *err)
 		.check_only = o->verb == CLI_CHECK,
 		.on_event = on_event,
 		.ctx = move,
+		.tracker = o->tracker,
 	};
 
 	return mf_session_create(&params, &move->session, err);

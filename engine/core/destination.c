@@ -196,7 +196,7 @@ static int destination_prepare(struct mf_session *s, struct mf_error *err)
 		return base_error(err, -MF_EPEER, MF_SCOPE_SESSION,
 				  "the source asked for lanes that were not agreed on");
 	s->prepared = true;
-	r = eng_ops(s)->prepare(eng_hv(s), MF_DESTINATION, err);
+	r = eng_guest_prepare(s, err);
 	if (r == 0)
 		r = eng_memory_map(s, err);
 	if (r == 0)
@@ -337,27 +337,25 @@ static int verify_present(struct mf_session *s, struct mf_error *err)
 	return 0;
 }
 
-/* Device state, as the adapter reads it: from messages, as they come. */
+/* All of it, before the adapter is given any: it is small, and whoever loads it waits for nothing then. */
+static int take_state(struct mf_session *s, struct mf_error *err)
+{
+	int r = 0;
+	while (r == 0 && !s->device.complete) {
+		wire_msg *msg;
+		r = eng_expect(s, WIRE_BODY(STATE), base_deadline_ms(60000), &msg, err);
+		if (r < 0)
+			return r;
+		r = eng_keep_state(s, msg->state->data.data, msg->state->data.len, err);
+		s->device.complete = msg->state->last;
+		wire_msg_free(msg);
+	}
+	return r;
+}
+
 static ssize_t read_state(void *ctx, void *bytes, size_t cap)
 {
 	struct mf_session *s = ctx;
-	while (s->device.at == s->device.len) {
-		wire_msg *msg;
-		if (s->device.complete)
-			return 0;
-		struct mf_error err = { 0 };
-		int r = eng_expect(s, WIRE_BODY(STATE), base_deadline_ms(60000), &msg, &err);
-		if (r < 0)
-			return r;
-		s->device.complete = msg->state->last;
-		free(s->device.bytes);
-		s->device.bytes = msg->state->data.data; /* taken over */
-		s->device.len = msg->state->data.len;
-		s->device.at = 0;
-		msg->state->data.data = NULL;
-		msg->state->data.len = 0;
-		wire_msg_free(msg);
-	}
 	size_t n = s->device.len - s->device.at < cap ? s->device.len - s->device.at : cap;
 	memcpy(bytes, s->device.bytes + s->device.at, n);
 	s->device.at += n;
@@ -393,7 +391,9 @@ static int destination_switchover(struct mf_session *s, struct plan *plan, wire_
 	if (r == 0 && plan->postcopy)
 		r = eng_pull_start(s, &plan->pull, err);
 	if (r == 0)
-		r = eng_ops(s)->load_state(eng_hv(s), read_state, s, err);
+		r = take_state(s, err);
+	if (r == 0)
+		r = eng_guest_load_state(s, read_state, err);
 	if (r == 0 && plan->pull && !eng_lanes_alive(s, ENG_URGENT))
 		r = eng_lanes_failure(s, err);
 	if (r < 0)
@@ -419,7 +419,7 @@ static int destination_handoff(struct mf_session *s, const struct plan *plan, st
 		return r;
 	eng_set_state(s, ENG_COMMITTED);
 	struct mf_error why = { 0 };
-	r = eng_ops(s)->resume(eng_hv(s), &why);
+	r = eng_guest_resume(s, &why);
 	if (r < 0) {
 		/* Ours all the same: the source must not run it.  Somebody has to look. */
 		if (plan->pull)
@@ -496,7 +496,7 @@ static int destination_finish(struct mf_session *s, struct plan *plan, struct mf
 	eng_record_remove(s);
 	eng_set_state(s, ENG_COMPLETED);
 	struct mf_finding found = { 0 };
-	if (eng_ops(s)->self_check && eng_ops(s)->self_check(eng_hv(s), &found) > 0)
+	if (eng_guest_self_check(s, &found) > 0)
 		eng_finding(s, found.verdict, found.subject, "%s", found.detail);
 	if (found.verdict == MF_REFUSE)
 		return base_error(err, -MF_EINTEGRITY, MF_SCOPE_SESSION, "%s", found.detail);
@@ -522,7 +522,7 @@ static int destination_fail(struct mf_session *s, struct plan *plan, int code, s
 	if (plan->pull)
 		eng_pull_abandon(s, plan->pull);
 	if (s->prepared)
-		(void)eng_ops(s)->abort(eng_hv(s), NULL);
+		(void)eng_guest_abort(s, NULL);
 	eng_set_state(s, ENG_ABORTED);
 	if (was_ready) {
 		eng_answer_queries(s, MF__WIRE__ANSWER__STATE__ABORTED);
@@ -556,7 +556,7 @@ int eng_destination_run(struct mf_session *s, struct mf_error *err)
 {
 	struct plan plan = { 0 };
 	wire_msg *msg;
-	int r = eng_ops(s)->describe(eng_hv(s), &s->guest, err);
+	int r = eng_guest_describe(s, err);
 	eng_set_state(s, ENG_CONNECT);
 	warm_transports();
 	while (r == 0) {

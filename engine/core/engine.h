@@ -2,7 +2,8 @@
 /*
  * What the files of the engine share: the session and its parts.
  *
- *   session thread   mf_session_run(): phases, control messages, adapter calls, policy
+ *   session thread   the caller's or ours (drive.c): phases, control messages, policy
+ *   driver's thread  where the program is called back: the session's, or the one that takes steps
  *   lane threads     one per lane: run jobs (write a round, pull pages, serve faults), else keep
  *                    the transport's progress going
  *   control thread   wire/channel.c: reads, pings, notices silence
@@ -42,6 +43,8 @@
 #define ENG_REGISTER_STALL_MS 120000u
 /* Threads that register the memory of one rail. */
 #define ENG_REG_THREADS 4u
+/* Device state is kept whole on either side: QEMU's is below 1 MiB. */
+#define ENG_STATE_MAX (UINT64_C(1) << 30)
 
 /* States of a session; state.c has the table of what may follow what. */
 enum eng_state {
@@ -66,7 +69,9 @@ enum eng_state {
 /* One region as this side has it. */
 struct eng_region {
 	struct mf_region desc;
-	uint8_t *map; /* our mapping of all of it */
+	uint8_t *
+		map; /* all of it: our own mapping, or private memory of this process, which has no second one */
+	bool is_private;
 	uint64_t pages;
 	/* Source: pages the destination does not have in their newest form.
 	 * Destination, post-copy: pages that nobody fetches yet. */
@@ -80,6 +85,40 @@ struct eng_memory {
 	uint32_t n;
 	struct eng_region region[MF_REGIONS_MAX];
 	uint64_t bytes;
+	/* Destination, where memory is private: pages that are pulled land here first, since the guest must not see half
+	 * of one.  A slot for each operation of each lane. */
+	uint8_t *landing;
+	uint64_t landing_bytes, landing_slot;
+};
+
+/* Events that wait for the program's loop. */
+#define EVENTS_QUEUED  32u
+#define EVENT_TEXT_MAX 320u
+
+typedef int64_t (*eng_call_fn)(struct mf_session *s, void *ctx);
+
+/* drive.c: who runs the session. */
+struct eng_drive {
+	enum {
+		NOT_DRIVEN,
+		DRIVEN_BY_RUN,
+		DRIVEN_BY_THREAD,
+		DRIVEN_BY_LOOP,
+	} kind;
+	int fd; /* a loop has something to do, or the session has ended */
+	pthread_t thread;
+	bool joined;          /* the program's */
+	pthread_mutex_t lock; /* protects what follows */
+	pthread_cond_t changed;
+	struct eng_said *queue; /* ring of EVENTS_QUEUED */
+	uint32_t first_queued, n_queued;
+	eng_call_fn call; /* to be made by the loop */
+	void *call_ctx;
+	int64_t call_ret;
+	bool call_made;
+	bool ended;
+	int result;
+	struct mf_error error;
 };
 
 struct mf_session;
@@ -165,6 +204,7 @@ struct eng_rail {
 
 	/* registering: its threads fill mr, from the first piece on */
 	struct tp_mr **mr;           /* one a piece; NULL: not registered, for now */
+	struct tp_mr *landing_mr;    /* where memory is private: where pulled pages land */
 	uint8_t *done;               /* by piece: looked at; protected by reg_lock */
 	uint32_t access;             /* what they are registered with */
 	_Atomic uint32_t registered; /* all pieces below it are done */
@@ -200,10 +240,12 @@ struct eng_lanes {
 
 struct mf_session {
 	struct mf_session_params params; /* strings are ours */
+	struct mf_adapter_ops ops;       /* of params.guest; what it lacks is NULL */
+	struct eng_drive drive;
 	char host[MF_ADDRESS_MAX];
 	uint16_t port;
 	uint8_t token[TP_TOKEN_SIZE];
-	char *address, *run_dir, *transport;
+	char *address, *run_dir, *transport, *tracker_name;
 
 	struct mf_guest guest;
 	enum eng_state state;      /* session thread; eng_set_state() only */
@@ -255,23 +297,51 @@ struct mf_session {
 	_Atomic uint64_t not_before_us; /* bandwidth limit: when the next byte may go */
 };
 
-static inline const struct mf_adapter_ops *eng_ops(const struct mf_session *s)
-{
-	return s->params.guest.ops;
-}
-
-static inline void *eng_hv(const struct mf_session *s)
-{
-	return s->params.guest.hv;
-}
-
 /* state.c */
 void eng_set_state(struct mf_session *s, enum eng_state to);
 bool eng_state_may_follow(enum eng_state from, enum eng_state to);
 const char *eng_state_name(enum eng_state state);
 bool eng_state_is_end(enum eng_state state);
 
-/* session.c: events, requests, and waiting */
+/* drive.c */
+int eng_drive_init(struct eng_drive *d, struct mf_error *err);
+void eng_drive_free(struct eng_drive *d);
+/* Cancels a session that goes on, and waits for its end. */
+void eng_drive_end(struct mf_session *s);
+/* Session thread: makes the call where the program wants to be called back; returns when it was made. */
+int64_t eng_in_drivers_thread(struct mf_session *s, eng_call_fn fn, void *ctx);
+/* Session thread: the same for an event, but for a loop it is queued. */
+void eng_drive_event(struct mf_session *s, const struct mf_event *event);
+
+/* guest.c: the adapter's callbacks.  Those without a code of their own cannot fail. */
+/* Checks the table and keeps it. */
+int eng_guest_take_table(struct mf_session *s, const struct mf_adapter_ops *ops,
+			 struct mf_error *err);
+int eng_guest_describe(struct mf_session *s, struct mf_error *err); /* into s->guest */
+int eng_guest_prepare(struct mf_session *s, struct mf_error *err);
+int eng_open_userfaultfd(struct mf_session *s, int *ret_fd, struct mf_error *err);
+void eng_close_userfaultfds(struct mf_session *s);                    /* the originals */
+int eng_guest_forget_ram(struct mf_session *s, struct mf_error *err); /* but private memory */
+int eng_guest_pause(struct mf_session *s, struct mf_error *err);      /* sets stopped_us */
+/* write and read get the session as their ctx. */
+int eng_guest_save_state(struct mf_session *s, mf_state_write_fn write, struct mf_error *err);
+int eng_guest_load_state(struct mf_session *s, mf_state_read_fn read, struct mf_error *err);
+int eng_guest_resume(struct mf_session *s, struct mf_error *err);
+void eng_guest_commit(struct mf_session *s);
+int eng_guest_abort(struct mf_session *s, struct mf_error *err);
+void eng_guest_finish(struct mf_session *s);
+int eng_guest_throttle(struct mf_session *s, unsigned percent, struct mf_error *err);
+bool eng_guest_can_hold(const struct mf_session *s);
+int eng_guest_hold(struct mf_session *s, struct mf_error *err);
+int eng_guest_let_go(struct mf_session *s, struct mf_error *err);
+int eng_guest_self_check(struct mf_session *s, struct mf_finding *ret);
+ssize_t eng_guest_list_needs(struct mf_session *s, void *bytes, size_t cap, struct mf_error *err);
+int eng_guest_check_needs(struct mf_session *s, const void *bytes, size_t len,
+			  struct mf_finding *ret, unsigned cap, struct mf_error *err);
+void eng_guest_take_written(struct mf_session *s); /* into todo */
+
+/* session.c: its whole run; then events, requests, and waiting */
+int eng_run_out(struct mf_session *s, struct mf_error *err);
 void eng_emit(struct mf_session *s, enum mf_event_type type, const char *fmt, ...) MF_PRINTF(3, 4);
 void eng_emit_round(struct mf_session *s, const struct mf_round *round);
 void eng_emit_finding(struct mf_session *s, const struct mf_finding *finding);
@@ -306,8 +376,18 @@ int eng_destination_run(struct mf_session *s, struct mf_error *err);
 /* memory.c */
 int eng_memory_map(struct mf_session *s, struct mf_error *err);
 void eng_memory_unmap(struct mf_session *s);
+/* 1: private memory of this process, 0: shared; negative: its addresses are not mapped here, or partly the one and
+ * partly the other. */
+int eng_region_is_private(const struct mf_region *d);
 /* Destination: the whole RAM becomes holes. */
 int eng_memory_empty(struct mf_session *s, struct mf_error *err);
+/* Destination, before lanes are opened: room for what is pulled into private memory. */
+int eng_landing_open(struct mf_session *s, struct mf_error *err);
+/* Where the bytes of an operation of that region land. */
+uint8_t *eng_landing_at(const struct eng_lane *lane, uint32_t region, uint64_t first,
+			uint64_t cookie);
+/* Destination, armed: private memory gives up the pages that are to do. */
+int eng_memory_drop_todo(struct mf_session *s, struct mf_error *err);
 /* Sets todo for every page that is not a hole of the file; counts them. */
 uint64_t eng_memory_seed(struct mf_session *s);
 uint64_t eng_memory_count_todo(const struct mf_session *s); /* pages of any size */
@@ -321,9 +401,13 @@ bool eng_lane_lacks(const struct eng_lane *lane, uint32_t region, uint64_t first
 /* An operation on such pages, which the lane reaches. */
 void eng_memory_xfer(const struct eng_lane *lane, uint32_t region, uint64_t first, uint64_t n,
 		     uint64_t cookie, struct tp_xfer *ret);
-/* Runs of at most this many pages make one operation. */
+/* Runs of at most this many pages make one operation; fewer do in the background of post-copy. */
 uint64_t eng_op_pages(const struct eng_region *r);
+uint64_t eng_pull_pages(const struct eng_region *r);
 uint64_t eng_chunk_pages(const struct eng_region *r);
+
+/* Device state piles up, to be sent or loaded: -ENOMEM, or -E2BIG beyond ENG_STATE_MAX. */
+int eng_keep_state(struct mf_session *s, const void *bytes, size_t len, struct mf_error *err);
 
 /* pieces.c: what is registered, and for whom. */
 /* How this side cuts its memory for the rail. */
@@ -497,12 +581,16 @@ uint64_t eng_doubt_deadline(const struct mf_session *s);
 int eng_verify_send(struct mf_session *s, struct mf_error *err);
 int eng_verify_receive(struct mf_session *s, const Mf__Wire__Hashes *h, uint64_t *pages_left,
 		       struct mf_error *err);
-/* Pages that just came, not yet mapped for the guest. */
-void eng_verify_arrived(struct mf_session *s, const struct eng_region *r, uint64_t first,
-			uint64_t n, _Atomic uint64_t *pages, _Atomic uint64_t *mismatches);
+/* Pages that just came, to `bytes`, not yet mapped for the guest. */
+void eng_verify_arrived(struct mf_session *s, const struct eng_region *r, const uint8_t *bytes,
+			uint64_t first, uint64_t n, _Atomic uint64_t *pages,
+			_Atomic uint64_t *mismatches);
 /* All pages of a region that are not to do; holes are not touched. */
 void eng_verify_present(struct mf_session *s, const struct eng_region *r, _Atomic uint64_t *pages,
 			_Atomic uint64_t *mismatches);
+
+/* tracking.c: the one asked for, or the first that can track the guest here; NULL, and why. */
+const struct trk_ops *eng_pick_tracker(const struct mf_session *s, struct mf_error *err);
 
 /* preflight.c */
 void eng_preflight_local(struct mf_session *s);
@@ -517,6 +605,5 @@ int eng_check_memlock(uint64_t bytes, struct mf_error *err);
 const struct tp_ops *eng_find_transport(const struct mf_session *s, const char *kind);
 /* 0: lanes can be opened on this address of ours; otherwise err says why not. */
 int eng_try_transport(const struct tp_ops *tp, const char *local, struct mf_error *err);
-const struct trk_ops *eng_pick_tracker(struct mf_error *err);
 
 #endif

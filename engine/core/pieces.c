@@ -202,6 +202,12 @@ int eng_register_start(struct eng_rail *rail, uint32_t exposes, struct mf_error 
 	rail->done = calloc(rail->pieces.total, 1);
 	if (!rail->mr || !rail->done)
 		return base_error(err, -ENOMEM, MF_SCOPE_SESSION, "out of memory");
+	const struct eng_memory *m = &rail->session->memory;
+	int r = m->landing ? tp_mr_reg(rail->domain, m->landing, m->landing_bytes, TP_LOCAL,
+				       &rail->landing_mr, err)
+			   : 0;
+	if (r < 0)
+		return r;
 	rail->exposes = exposes;
 	rail->access = access_for(rail, exposes);
 	rail->announced = rail->woken_at = 0;
@@ -221,8 +227,8 @@ int eng_register_start(struct eng_rail *rail, uint32_t exposes, struct mf_error 
 	n = n < ENG_REG_THREADS ? n : ENG_REG_THREADS;
 	n = n < rail->pieces.total ? n : rail->pieces.total;
 	for (; rail->n_reg_threads < n; rail->n_reg_threads++) {
-		int r = -pthread_create(&rail->reg_thread[rail->n_reg_threads], NULL,
-					register_pieces, rail);
+		r = -pthread_create(&rail->reg_thread[rail->n_reg_threads], NULL, register_pieces,
+				    rail);
 		if (r < 0 && !rail->n_reg_threads)
 			return base_error_sys(err, r, MF_SCOPE_HOST, "registering threads");
 		if (r < 0)
@@ -255,6 +261,8 @@ void eng_register_stop(struct eng_rail *rail)
 	eng_register_note(rail);
 	for (uint32_t i = 0; rail->mr && i < rail->pieces.total; i++)
 		tp_mr_dereg(rail->mr[i]);
+	tp_mr_dereg(rail->landing_mr);
+	rail->landing_mr = NULL;
 	free(rail->mr);
 	free(rail->done);
 	rail->mr = NULL;
@@ -314,9 +322,11 @@ void eng_memory_xfer(const struct eng_lane *lane, uint32_t region, uint64_t firs
 	const struct tp_remote *remote =
 		&lane->remote[eng_piece_at(&rail->theirs, r, region, first)];
 	uint64_t at = first * r->desc.page_size;
+	bool lands = rail->landing_mr && r->is_private;
 	*ret = (struct tp_xfer){
-		.local = r->map + at,
-		.mr = rail->mr[eng_piece_at(&rail->pieces, r, region, first)],
+		.local = lands ? eng_landing_at(lane, region, first, cookie) : r->map + at,
+		.mr = lands ? rail->landing_mr
+			    : rail->mr[eng_piece_at(&rail->pieces, r, region, first)],
 		.remote = remote->addr + at % rail->theirs.size[region],
 		.key = remote->key,
 		.len = n * r->desc.page_size,

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/* The source's rounds: track, collect, write, decide.  The guest runs meanwhile. */
+/* The source's rounds: write, collect, decide.  The guest runs meanwhile. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -19,79 +19,6 @@
 #define THROTTLE_FIRST 20
 #define THROTTLE_STEP  10
 #define THROTTLE_MAX   99
-
-static int start_tracker(struct mf_session *s, struct mf_error *err)
-{
-	struct trk_range ranges[MF_REGIONS_MAX];
-	const struct trk_ops *t = eng_pick_tracker(err);
-	if (!t)
-		return -MF_EKERNEL;
-	for (uint32_t i = 0; i < s->guest.n_regions; i++) {
-		const struct mf_region *d = &s->guest.regions[i];
-		ranges[i] = (struct trk_range){ d->hva, d->size, d->page_size };
-	}
-	int r = t->caps & TRK_CAP_NEEDS_UFFD
-			? eng_ops(s)->open_userfaultfd(eng_hv(s), &s->tracker_uffd, err)
-			: 0;
-	if (r < 0)
-		return r;
-	struct trk_params params = { .pid = s->guest.pid,
-				     .uffd = s->tracker_uffd,
-				     .ranges = ranges,
-				     .n_ranges = s->guest.n_regions };
-	r = trk_open(t, &params, &s->tracker, err);
-	return r < 0 ? r : trk_start(s->tracker, err);
-}
-
-/* D1: tracking first, then the list of what to send; and that before memory is registered, which allocates the holes
- * around what is pinned. */
-int eng_tracker_start(struct mf_session *s, struct mf_error *err)
-{
-	int r = start_tracker(s, err);
-	if (r < 0) {
-		eng_tracker_stop(s);
-		return r;
-	}
-	eng_memory_seed(s);
-	s->report.pages_zero = (s->memory.bytes - eng_memory_todo_bytes(s)) / ENG_PAGE;
-	return 0;
-}
-
-void eng_tracker_stop(struct mf_session *s)
-{
-	bool had_uffd = s->tracker_uffd >= 0;
-	trk_close(s->tracker);
-	s->tracker = NULL;
-	base_closep(&s->tracker_uffd);
-	if (had_uffd)
-		eng_ops(s)->close_userfaultfds(eng_hv(s));
-}
-
-int eng_collect(struct mf_session *s, struct mf_error *err)
-{
-	for (uint32_t i = 0; i < s->memory.n; i++) {
-		struct eng_region *r = &s->memory.region[i];
-		uint64_t pages = 0;
-		int code = trk_collect(s->tracker, i, 0, r->pages, r->todo, &pages, err);
-		if (code < 0)
-			return code;
-	}
-	return 0;
-}
-
-/* Between rounds, the guest running: where writes may hide from the tracker, the guest stands still for as long as
- * it is asked.  A page that was pinned before this was reported by an earlier collect or is by this one,
- * and what was written through the pin has landed. */
-static int collect_running(struct mf_session *s, struct mf_error *err)
-{
-	if (!(s->guest.flags & MF_GUEST_PINS_RAM))
-		return eng_collect(s, err);
-	int r = eng_ops(s)->hold(eng_hv(s), err);
-	if (r == 0)
-		r = eng_collect(s, err);
-	int go = eng_ops(s)->let_go(eng_hv(s), err);
-	return r < 0 ? r : go;
-}
 
 static void note_rates(struct mf_session *s, const struct mf_round *round, uint64_t round_us,
 		       const struct converge *c, uint64_t downtime_us)
@@ -212,11 +139,11 @@ static void help_converge(struct mf_session *s, bool *told, uint64_t dirty_bytes
 			 "stops",
 			 base_format_size(dirty_bytes, size, sizeof(size)));
 	*told = true;
-	if (!eng_ops(s)->throttle || s->throttle >= THROTTLE_MAX)
+	if (s->throttle >= THROTTLE_MAX)
 		return;
 	uint32_t next = s->throttle ? s->throttle + THROTTLE_STEP : THROTTLE_FIRST;
 	next = next < THROTTLE_MAX ? next : THROTTLE_MAX;
-	if (eng_ops(s)->throttle(eng_hv(s), next, NULL) == 0) {
+	if (eng_guest_throttle(s, next, NULL) == 0) {
 		s->throttle = next;
 		eng_emit(s, MF_EVENT_NOTICE, "the guest is slowed down by %u %%", next);
 	}
@@ -235,7 +162,7 @@ int eng_source_precopy(struct mf_session *s, bool *ret_postcopy, struct mf_error
 		uint64_t us, downtime_us;
 		r = write_all(s, n, &round, &us, err);
 		if (r == 0)
-			r = collect_running(s, err);
+			r = eng_collect_running(s, err);
 		if (r == 0)
 			r = eng_round_end(s, &round, err);
 		if (r < 0)

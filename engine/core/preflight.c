@@ -6,14 +6,19 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/utsname.h>
+#include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/parse.h"
 #include "core/engine.h"
+
+/* A larger one would need too much room to land in, for each operation that may be under way. */
+#define PRIVATE_PAGE_MAX (2u << 20)
 
 void eng_finding(struct mf_session *s, enum mf_verdict verdict, const char *subject,
 		 const char *fmt, ...)
@@ -43,18 +48,6 @@ int eng_preflight_verdict(const struct mf_session *s, struct mf_error *err)
 	return 0;
 }
 
-const struct trk_ops *eng_pick_tracker(struct mf_error *err)
-{
-	struct mf_error first = { 0 };
-	for (const struct trk_ops *const *t = trk_backends(); *t; t++) {
-		if (trk_probe(*t, NULL, &first) == 0)
-			return *t;
-	}
-	base_error(err, first.code ? first.code : -MF_EKERNEL, MF_SCOPE_HOST, "%s",
-		   first.msg[0] ? first.msg : "no way to track writes in this build");
-	return NULL;
-}
-
 /* MemAvailable, or free huge pages of that size, in bytes. */
 static uint64_t free_memory(uint64_t page_size)
 {
@@ -76,14 +69,35 @@ static uint64_t free_memory(uint64_t page_size)
 	return 0;
 }
 
-/* Bytes that all files of the regions hold already: a destination's RAM may be allocated. */
+/* How much of memory known by its address is there. */
+static uint64_t resident_bytes(const struct mf_region *d)
+{
+	enum { AT_ONCE = 65536 };
+	unsigned char vec[AT_ONCE];
+	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), n = 0;
+	for (uint64_t at = 0; at < d->size; at += AT_ONCE * page) {
+		uint64_t left = d->size - at;
+		uint64_t len = left < AT_ONCE * page ? left : AT_ONCE * page;
+		if (mincore((void *)(uintptr_t)(d->hva + at), len, vec))
+			return n * page;
+		for (uint64_t i = 0; i < len / page; i++)
+			n += vec[i] & 1;
+	}
+	return n * page;
+}
+
+/* Bytes that the regions hold already: a destination's RAM may be allocated. */
 static uint64_t allocated_bytes(const struct mf_guest *g, uint64_t page_size)
 {
 	uint64_t sum = 0;
 	for (uint32_t i = 0; i < g->n_regions; i++) {
+		const struct mf_region *d = &g->regions[i];
 		struct stat st;
-		if (g->regions[i].page_size == page_size && g->regions[i].fd >= 0 &&
-		    !fstat(g->regions[i].fd, &st))
+		if (d->page_size != page_size)
+			continue;
+		if (d->fd < 0 && g->pid == getpid())
+			sum += resident_bytes(d);
+		else if (d->fd >= 0 && !fstat(d->fd, &st))
 			sum += (uint64_t)st.st_blocks * 512;
 	}
 	return sum;
@@ -128,7 +142,7 @@ static void check_kernel(struct mf_session *s)
 	if (s->params.side == MF_SOURCE) {
 		bool needs_tracker =
 			s->params.mode != MF_MODE_COLD && s->params.mode != MF_MODE_POSTCOPY;
-		const struct trk_ops *t = eng_pick_tracker(&why);
+		const struct trk_ops *t = eng_pick_tracker(s, &why);
 		if (t)
 			eng_finding(s, MF_OK, "write tracking", "%s (Linux %s)", t->name,
 				    u.release);
@@ -136,9 +150,7 @@ static void check_kernel(struct mf_session *s)
 			eng_finding(s, needs_tracker ? MF_REFUSE : MF_WARN, "write tracking",
 				    "%s%s", why.msg,
 				    needs_tracker ? "; --mode postcopy or cold needs none" : "");
-		const struct mf_adapter_ops *ops = eng_ops(s);
-		bool can_hold = ops->hold && ops->let_go;
-		if (needs_tracker && s->guest.flags & MF_GUEST_PINS_RAM && !can_hold)
+		if (needs_tracker && s->guest.flags & MF_GUEST_PINS_RAM && !eng_guest_can_hold(s))
 			eng_finding(s, MF_REFUSE, "direct I/O",
 				    "writes through pinned pages cannot be tracked; use --mode "
 				    "postcopy "
@@ -146,7 +158,16 @@ static void check_kernel(struct mf_session *s)
 		return;
 	}
 	for (uint32_t i = 0; i < s->guest.n_regions; i++) {
-		if (pgr_probe(PGR_SHARED, s->guest.regions[i].page_size, &why) < 0) {
+		const struct mf_region *d = &s->guest.regions[i];
+		bool is_private = eng_region_is_private(d) > 0;
+		if (is_private && d->page_size > PRIVATE_PAGE_MAX) {
+			eng_finding(s, MF_REFUSE, "page faults",
+				    "region %s: pages of private memory are pulled up to a size of "
+				    "2 MiB; map it shared",
+				    d->name);
+			return;
+		}
+		if (pgr_probe(is_private ? PGR_ANON : PGR_SHARED, d->page_size, &why) < 0) {
 			eng_finding(s, MF_REFUSE, "page faults", "%s", why.msg);
 			return;
 		}
@@ -169,11 +190,20 @@ void eng_preflight_local(struct mf_session *s)
 		eng_finding(s, f->verdict, f->subject, "%s", f->detail);
 	}
 	for (uint32_t i = 0; i < s->guest.n_regions; i++) {
-		if (s->guest.regions[i].fd < 0)
+		const struct mf_region *d = &s->guest.regions[i];
+		if (d->fd >= 0)
+			continue;
+		if (s->guest.pid != getpid())
 			eng_finding(
 				s, MF_REFUSE, "guest RAM",
 				"region %s has no shared file behind it, so it cannot be reached",
-				s->guest.regions[i].name);
+				d->name);
+		else if (eng_region_is_private(d) < 0)
+			eng_finding(
+				s, MF_REFUSE, "guest RAM",
+				"region %s: its addresses are not mapped in this process, or in "
+				"part shared and in part private",
+				d->name);
 	}
 	if (!s->guest.n_regions)
 		eng_finding(s, MF_REFUSE, "guest RAM", "the guest has no RAM that can be moved");
@@ -221,6 +251,21 @@ static void compare_region(struct mf_session *s, const Mf__Wire__Region *theirs,
 			    ours->name, theirs->gpa, ours->gpa);
 }
 
+static void check_needs(struct mf_session *s, const Mf__Wire__Guest *peer)
+{
+	struct mf_finding found[MF_FINDINGS_MAX];
+	struct mf_error why = { 0 };
+	int n = eng_guest_check_needs(s, peer->needs.data, peer->needs.len, found,
+				      BASE_ARRAY_LEN(found), &why);
+	if (n < 0)
+		eng_finding(s, MF_REFUSE, "guest's needs", "%s",
+			    why.code ? why.msg : base_strerror(n));
+	for (int i = 0; i < n; i++)
+		eng_finding(s, found[i].verdict, found[i].subject, "%s", found[i].detail);
+	if (n == 0 && peer->needs.len)
+		eng_finding(s, MF_OK, "guest's needs", "all are met here");
+}
+
 void eng_preflight_peer(struct mf_session *s, const Mf__Wire__Guest *peer)
 {
 	const struct mf_guest *g = &s->guest;
@@ -235,6 +280,7 @@ void eng_preflight_peer(struct mf_session *s, const Mf__Wire__Guest *peer)
 		     "start the destination with the source's machine type");
 	compare_text(s, MF_REFUSE, "CPU", peer->cpu, g->cpu,
 		     "start the destination with the source's CPU model and count");
+	check_needs(s, peer);
 	if (peer->n_regions != g->n_regions) {
 		eng_finding(s, MF_REFUSE, "regions",
 			    "%zu regions of RAM at the source, %u here; start both with the same "

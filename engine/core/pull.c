@@ -29,8 +29,6 @@
 #include "base/log.h"
 #include "core/engine.h"
 
-/* One background read: a page in its middle comes when all of it has. */
-#define PULL_OP (256u << 10)
 /* Background reads in flight per lane.  With few, the lane idles between them and the guest meets more missing
  * pages; with many, a touched page that is on its way already waits longer for its turn. */
 #define PULL_DEPTH   32u
@@ -60,6 +58,8 @@ struct eng_pull {
 	struct eng_job fault_job, bulk_job;
 	struct pgr_range range[MF_REGIONS_MAX];
 	char present_path[512];
+	void *zeroes; /* a page of the largest size, for private memory */
+	size_t zeroes_len;
 	uint64_t started_us;
 	uint64_t total; /* ENG_PAGE units that were missing */
 	bool armed;
@@ -84,16 +84,31 @@ static uint64_t unit(const struct eng_region *r)
 	return r->desc.page_size / ENG_PAGE;
 }
 
-/* The bytes of an extent are in our mapping: from now on it is the guest's. */
-static int page_in(struct eng_pull *p, const struct eng_op *op)
+/* An operation that did not happen: its pages are missing again. */
+static void give_back(struct eng_pull *p, const struct eng_op *op)
+{
+	bitmap_set_atomic(p->session->memory.region[op->region].todo, op->first, op->n);
+}
+
+/* The bytes of an extent are in our mapping: from now on it is the guest's.  Private memory gets a copy of them, and
+ * must have it before anybody may think that a page which is present and not mapped is a zero page. */
+static int page_in(struct eng_pull *p, const struct eng_op *op, const uint8_t *bytes)
 {
 	struct mf_session *s = p->session;
 	struct eng_region *r = &s->memory.region[op->region];
 	struct pgr_extent e = { op->region, op->first, op->n };
+	int code = 0;
 	if (r->hashes)
-		eng_verify_arrived(s, r, op->first, op->n, &p->verified, &p->mismatches);
+		eng_verify_arrived(s, r, bytes, op->first, op->n, &p->verified, &p->mismatches);
+	if (r->is_private)
+		code = pgr_complete(s->pager, &e, bytes);
+	if (code < 0) {
+		give_back(p, op);
+		return code;
+	}
 	bitmap_set_atomic(r->present, op->first, op->n);
-	int code = pgr_complete(s->pager, &e, NULL);
+	if (!r->is_private)
+		code = pgr_complete(s->pager, &e, NULL);
 	uint64_t pages = op->n * unit(r);
 	atomic_fetch_add_explicit(&p->pulled, pages, memory_order_relaxed);
 	atomic_fetch_add_explicit(&s->bytes_scanned, pages * ENG_PAGE, memory_order_relaxed);
@@ -102,12 +117,6 @@ static int page_in(struct eng_pull *p, const struct eng_op *op)
 	if (atomic_fetch_sub_explicit(&p->left, pages, memory_order_acq_rel) == pages)
 		base_event_poke(s->event_fd);
 	return code;
-}
-
-/* An operation that did not happen: its pages are missing again. */
-static void give_back(struct eng_pull *p, const struct eng_op *op)
-{
-	bitmap_set_atomic(p->session->memory.region[op->region].todo, op->first, op->n);
 }
 
 /* Posts one read of pages that were claimed.  -EAGAIN: no room. */
@@ -134,13 +143,15 @@ static int post_read(struct eng_lane *lane, const struct eng_op *want)
 static int take_read(struct eng_pull *p, struct eng_lane *lane, const struct tp_wc *wc)
 {
 	struct eng_op op = lane->ops[wc->cookie];
+	int r = wc->status;
+	if (r < 0)
+		give_back(p, &op);
+	else
+		r = page_in(p, &op, eng_landing_at(lane, op.region, op.first, wc->cookie));
+	/* The slot's landing is free when its bytes were used. */
 	eng_op_put(lane, wc->cookie);
 	lane->in_flight--;
-	if (wc->status < 0) {
-		give_back(p, &op);
-		return wc->status;
-	}
-	return page_in(p, &op);
+	return r;
 }
 
 /* Somebody waits for the page, and nobody else will say so again: the pager tells of a touch once. */
@@ -199,6 +210,11 @@ static int map_around(struct eng_pull *p, uint32_t region, uint64_t page)
 {
 	const struct eng_region *r = &p->session->memory.region[region];
 	uint64_t block = page / AROUND_PAGES * AROUND_PAGES, first = page, end = page + 1;
+	if (r->is_private) {
+		/* Mapped already, which wakes those who wait; or a zero page that was never missing. */
+		struct pgr_extent one = { region, page, 1 };
+		return pgr_complete(p->session->pager, &one, p->zeroes);
+	}
 	while (first > block && bitmap_test_atomic(r->present, first - 1))
 		first--;
 	while (end < block + AROUND_PAGES && end < r->pages && bitmap_test_atomic(r->present, end))
@@ -399,7 +415,7 @@ static bool claim_next(struct puller *w, struct eng_op *ret)
 	/* One turn more than there are regions: the first one's beginning comes last. */
 	for (uint32_t i = 0; i <= s->memory.n; i++) {
 		struct eng_region *r = &s->memory.region[w->region];
-		uint64_t most = r->desc.page_size >= PULL_OP ? 1 : PULL_OP / r->desc.page_size;
+		uint64_t most = eng_pull_pages(r);
 		struct extent e;
 		/* No operation crosses a registration's border, and those end on chunks. */
 		while (bitmap_next_extent(r->todo, w->page, r->pages, most, &e)) {
@@ -489,6 +505,17 @@ static int pull_missing(struct eng_lane *lane, void *ctx)
 static uint64_t round_up(uint64_t n, uint64_t to)
 {
 	return (n + to - 1) / to * to;
+}
+
+static int map_zeroes(struct eng_pull *p, struct mf_error *err)
+{
+	if (!p->zeroes_len)
+		return 0;
+	void *map = mmap(NULL, p->zeroes_len, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (map == MAP_FAILED)
+		return base_error_sys(err, -errno, MF_SCOPE_HOST, "a page of zeroes");
+	p->zeroes = map;
+	return 0;
 }
 
 static int map_present(struct eng_pull *p, struct mf_error *err)
@@ -585,6 +612,8 @@ static void release(struct eng_pull *p)
 	pgr_close(s->pager);
 	s->pager = NULL;
 	base_closep(&s->pager_uffd);
+	if (p->zeroes)
+		(void)munmap(p->zeroes, p->zeroes_len);
 	free(p);
 }
 
@@ -600,14 +629,18 @@ int eng_pull_start(struct mf_session *s, struct eng_pull **ret, struct mf_error 
 		p->range[i] = (struct pgr_range){ .addr = r->desc.hva,
 						  .len = r->desc.size,
 						  .page_size = r->desc.page_size,
-						  .kind = PGR_SHARED,
-						  .local = r->map };
+						  .kind = r->is_private ? PGR_ANON : PGR_SHARED,
+						  .local = r->is_private ? NULL : r->map };
+		if (r->is_private && r->desc.page_size > p->zeroes_len)
+			p->zeroes_len = r->desc.page_size;
 	}
 	p->total = eng_memory_todo_bytes(s) / ENG_PAGE;
 	atomic_store_explicit(&p->left, p->total, memory_order_relaxed);
-	int r = map_present(p, err);
+	int r = map_zeroes(p, err);
 	if (r == 0)
-		r = eng_ops(s)->open_userfaultfd(eng_hv(s), &s->pager_uffd, err);
+		r = map_present(p, err);
+	if (r == 0)
+		r = eng_open_userfaultfd(s, &s->pager_uffd, err);
 	if (r < 0)
 		return r;
 	struct pgr_params params = {
@@ -618,7 +651,9 @@ int eng_pull_start(struct mf_session *s, struct eng_pull **ret, struct mf_error 
 		r = arm(p, err);
 	/* After arming: what is forgotten now faults on its next touch, without a gap. */
 	if (r == 0)
-		r = eng_ops(s)->forget_ram(eng_hv(s), err);
+		r = eng_guest_forget_ram(s, err);
+	if (r == 0)
+		r = eng_memory_drop_todo(s, err);
 	if (r < 0)
 		return r;
 	p->fault_job.run = serve_faults;
@@ -720,7 +755,7 @@ void eng_pull_finish(struct mf_session *s, struct eng_pull *p)
 	pgr_disarm(s->pager);
 	(void)unlink(p->present_path);
 	release(p);
-	eng_ops(s)->close_userfaultfds(eng_hv(s));
+	eng_close_userfaultfds(s);
 }
 
 void eng_pull_abandon(struct mf_session *s, struct eng_pull *p)
@@ -730,7 +765,7 @@ void eng_pull_abandon(struct mf_session *s, struct eng_pull *p)
 		pgr_disarm(s->pager);
 	(void)unlink(p->present_path);
 	release(p);
-	eng_ops(s)->close_userfaultfds(eng_hv(s));
+	eng_close_userfaultfds(s);
 }
 
 void eng_pull_leave(struct mf_session *s, struct eng_pull *p)

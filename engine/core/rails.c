@@ -101,6 +101,10 @@ int eng_rails_open(struct mf_session *s, uint32_t n_bulk, uint32_t exposes, stru
 	bool any = false;
 	if (r < 0)
 		return r;
+	if (s->params.side == MF_DESTINATION)
+		r = eng_landing_open(s, err);
+	if (r < 0)
+		return r;
 	eng_place_lanes(s);
 	/* Before anything is pinned: the limit has to do for all of them. */
 	struct mf_error memlock[ENG_RAILS_MAX] = { 0 };

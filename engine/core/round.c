@@ -2,8 +2,8 @@
 /*
  * One round: every page that is to do is written to the destination, by all bulk lanes.
  *
- * The law of order: a page's bit is cleared, then its write is posted.  The guest runs meanwhile: what it
- * writes after the clearing is found dirty by the tracker's next collect.  A write is sure only when a
+ * The law of order: a page's bit is cleared (here, and in a tracker that clears late), then its write is posted.  The
+ * guest runs meanwhile: what it writes after the clearing is found dirty by the tracker's next collect.  A write is sure only when a
  * later flush of its lane completed, so each chunk ends with one; when a lane fails, the
  * chunks that were not flushed are to do again.
  *
@@ -276,6 +276,8 @@ static int write_chunk(struct writer *w, uint32_t region, uint64_t first, uint64
 	w->unflushed[slot].pages = pages;
 	w->n_unflushed++;
 
+	if (code == 0 && s->tracker)
+		code = trk_clear(s->tracker, region, first, pages);
 	while (code == 0 && bitmap_next_extent(r->todo, at, end, eng_op_pages(r), &e)) {
 		bridge(w, r, end, &e, &bridged);
 		/* The chunk is ours, but chunks of huge pages share words of the bitmap. */

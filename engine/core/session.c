@@ -62,15 +62,9 @@ const char *mf_error_name(int code)
 
 /* ---- events ---- */
 
-static void emit(struct mf_session *s, struct mf_event *event)
-{
-	if (s->params.on_event)
-		s->params.on_event(s->params.ctx, event);
-}
-
 void eng_emit(struct mf_session *s, enum mf_event_type type, const char *fmt, ...)
 {
-	char text[320];
+	char text[EVENT_TEXT_MAX];
 	va_list ap;
 	va_start(ap, fmt);
 	if (vsnprintf(text, sizeof(text), fmt, ap) < 0)
@@ -79,7 +73,7 @@ void eng_emit(struct mf_session *s, enum mf_event_type type, const char *fmt, ..
 	pthread_mutex_lock(&s->progress_lock);
 	enum mf_phase phase = s->progress.phase;
 	pthread_mutex_unlock(&s->progress_lock);
-	emit(s, &(struct mf_event){ .type = type, .phase = phase, .text = text });
+	eng_drive_event(s, &(struct mf_event){ .type = type, .phase = phase, .text = text });
 }
 
 void eng_emit_round(struct mf_session *s, const struct mf_round *round)
@@ -88,14 +82,16 @@ void eng_emit_round(struct mf_session *s, const struct mf_round *round)
 	uint32_t at = rep->n_rounds < MF_ROUNDS_KEPT ? rep->n_rounds : MF_ROUNDS_KEPT - 1;
 	rep->rounds[at] = *round;
 	rep->n_rounds++;
-	emit(s, &(struct mf_event){
-			.type = MF_EVENT_ROUND, .phase = MF_PHASE_PRECOPY, .round = round });
+	eng_drive_event(s, &(struct mf_event){ .type = MF_EVENT_ROUND,
+					       .phase = MF_PHASE_PRECOPY,
+					       .round = round });
 }
 
 void eng_emit_finding(struct mf_session *s, const struct mf_finding *finding)
 {
-	emit(s, &(struct mf_event){
-			.type = MF_EVENT_FINDING, .phase = MF_PHASE_CHECK, .finding = finding });
+	eng_drive_event(s, &(struct mf_event){ .type = MF_EVENT_FINDING,
+					       .phase = MF_PHASE_CHECK,
+					       .finding = finding });
 }
 
 /* ---- requests ---- */
@@ -330,9 +326,19 @@ void mf_session_progress(const struct mf_session *session, struct mf_progress *r
 
 static int check_params(const struct mf_session_params *p, struct mf_error *err)
 {
-	if (p->size != sizeof(*p) || !p->address || !p->guest.ops || !p->run_dir ||
-	    (unsigned)p->mode >= MF_MODE_COUNT || p->lanes > ENG_LANES_MAX)
-		return base_error(err, -EINVAL, MF_SCOPE_HOST, "session parameters are not valid");
+	const char *wrong = !p->address                                         ? "no address"
+			    : !p->run_dir                                       ? "no run_dir"
+			    : !p->guest.ops                                     ? "no guest"
+			    : (unsigned)p->mode >= MF_MODE_COUNT                ? "no such mode"
+			    : (unsigned)p->verify > MF_VERIFY_FULL              ? "no such verify"
+			    : p->side != MF_SOURCE && p->side != MF_DESTINATION ? "no such side"
+			    : p->lanes > ENG_LANES_MAX ? "more than 64 lanes"
+						       : NULL;
+	if (wrong)
+		return base_error(err, -EINVAL, MF_SCOPE_HOST, "session parameters: %s", wrong);
+	if (p->tracker && strcmp(p->tracker, "auto") && !trk_find(p->tracker))
+		return base_error(err, -MF_EUSAGE, MF_SCOPE_HOST,
+				  "tracker '%.40s' is not in this build", p->tracker);
 	if (!p->insecure)
 		return base_error(
 			err, -MF_EUSAGE, MF_SCOPE_HOST,
@@ -360,9 +366,18 @@ static void destroyp(struct mf_session **s)
 	mf_session_destroy(*s);
 }
 
-int mf_session_create(const struct mf_session_params *params, struct mf_session **ret_session,
+int mf_session_create(const struct mf_session_params *given, struct mf_session **ret_session,
 		      struct mf_error *err)
 {
+	struct mf_session_params own = { 0 }, *params = &own;
+	if (given->size < offsetof(struct mf_session_params, tracker) || given->size > sizeof(own))
+		return base_error(
+			err, -EINVAL, MF_SCOPE_HOST,
+			"session parameters of %zu bytes: set their size to sizeof(struct "
+			"mf_session_params); a program that was built for a newer memferry "
+			"needs that one",
+			given->size);
+	memcpy(&own, given, given->size);
 	int r = check_params(params, err);
 	if (r < 0)
 		return r;
@@ -371,11 +386,17 @@ int mf_session_create(const struct mf_session_params *params, struct mf_session 
 		return base_error(err, -ENOMEM, MF_SCOPE_HOST, "out of memory");
 	s->listen_fd = s->event_fd = s->tracker_uffd = s->pager_uffd = -1;
 	pthread_mutex_init(&s->progress_lock, NULL);
+	r = eng_drive_init(&s->drive, err);
+	if (r == 0)
+		r = eng_guest_take_table(s, params->guest.ops, err);
+	if (r < 0)
+		return r;
 	s->params = *params;
 	s->address = strdup(params->address);
 	s->run_dir = strdup(params->run_dir);
 	s->transport = strdup(params->transport ? params->transport : "auto");
-	if (!s->address || !s->run_dir || !s->transport)
+	s->tracker_name = strdup(params->tracker ? params->tracker : "auto");
+	if (!s->address || !s->run_dir || !s->transport || !s->tracker_name)
 		return base_error(err, -ENOMEM, MF_SCOPE_HOST, "out of memory");
 	if (!s->params.lanes)
 		s->params.lanes = 2;
@@ -425,7 +446,7 @@ static enum mf_outcome outcome_of(enum eng_state state)
 	}
 }
 
-int mf_session_run(struct mf_session *s, struct mf_error *err)
+int eng_run_out(struct mf_session *s, struct mf_error *err)
 {
 	struct mf_error failure = { 0 };
 	struct rusage before, after;
@@ -467,6 +488,7 @@ void mf_session_destroy(struct mf_session *s)
 {
 	if (!s)
 		return;
+	eng_drive_end(s);
 	trk_close(s->tracker);
 	base_closep(&s->tracker_uffd);
 	wire_channel_close(s->channel);
@@ -481,6 +503,8 @@ void mf_session_destroy(struct mf_session *s)
 	free(s->address);
 	free(s->run_dir);
 	free(s->transport);
+	free(s->tracker_name);
+	eng_drive_free(&s->drive);
 	pthread_mutex_destroy(&s->progress_lock);
 	free(s);
 }

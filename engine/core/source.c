@@ -80,6 +80,14 @@ static int describe_guest(struct mf_session *s, struct mf_error *err)
 	guest.cpu = s->guest.cpu;
 	guest.n_regions = s->guest.n_regions;
 	guest.regions = regions;
+	base_autofree uint8_t *needs = malloc(MF_NEEDS_MAX);
+	if (!needs)
+		return base_error(err, -ENOMEM, MF_SCOPE_SESSION, "out of memory");
+	ssize_t n_needs = eng_guest_list_needs(s, needs, MF_NEEDS_MAX, err);
+	if (n_needs < 0)
+		return (int)n_needs;
+	guest.needs.data = needs;
+	guest.needs.len = (size_t)n_needs;
 	body.guest = &guest;
 	body.mode = s->params.mode;
 	body.verify = s->params.verify == MF_VERIFY_FULL;
@@ -122,7 +130,7 @@ static int take_verdicts(struct mf_session *s, struct mf_error *err)
 static int source_check(struct mf_session *s, struct mf_error *err)
 {
 	eng_set_state(s, ENG_CONNECT);
-	int r = eng_ops(s)->describe(eng_hv(s), &s->guest, err);
+	int r = eng_guest_describe(s, err);
 	if (r == 0)
 		r = open_channel(s, err);
 	if (r < 0)
@@ -161,7 +169,7 @@ static int source_prepare(struct mf_session *s, struct mf_error *err)
 	if (getrandom(s->token, sizeof(s->token), 0) != sizeof(s->token))
 		return base_error_sys(err, -errno, MF_SCOPE_HOST, "getrandom");
 	s->prepared = true;
-	int r = eng_ops(s)->prepare(eng_hv(s), MF_SOURCE, err);
+	int r = eng_guest_prepare(s, err);
 	if (r == 0)
 		r = eng_memory_map(s, err);
 	if (r < 0)
@@ -201,7 +209,7 @@ static int resolve_doubt(struct mf_session *s, struct mf_error *err)
 	case MF__WIRE__ANSWER__STATE__COMPLETE:
 		return 0;
 	case MF__WIRE__ANSWER__STATE__OWNER:
-		eng_ops(s)->commit(eng_hv(s));
+		eng_guest_commit(s);
 		eng_set_state(s, ENG_PAUSED);
 		return base_error(
 			err, -MF_EPAUSED, MF_SCOPE_SESSION,
@@ -211,7 +219,7 @@ static int resolve_doubt(struct mf_session *s, struct mf_error *err)
 		return base_error(err, -MF_EPEER, MF_SCOPE_SESSION,
 				  "the destination gave up before the commit reached it");
 	default:
-		eng_ops(s)->commit(eng_hv(s)); /* in doubt, the source never resumes by itself */
+		eng_guest_commit(s); /* in doubt, the source never resumes by itself */
 		eng_set_state(s, ENG_IN_DOUBT);
 		return base_error(
 			err, -MF_EINDOUBT, MF_SCOPE_SESSION,
@@ -242,7 +250,7 @@ static int source_handoff(struct mf_session *s, bool postcopy, bool *ret_lost, s
 		*ret_lost = true;
 	}
 	s->report.downtime_ms = (base_now_us() - s->stopped_us + 999) / 1000;
-	eng_ops(s)->commit(eng_hv(s));
+	eng_guest_commit(s);
 	eng_set_state(s, postcopy && !*ret_lost ? ENG_POSTCOPY : ENG_FINISHING);
 	return 0;
 }
@@ -329,7 +337,7 @@ static int source_finish(struct mf_session *s, bool lost, struct mf_error *err)
 			"its paused monitor");
 	}
 	/* Without post-copy the destination was whole when it said RUNNING: Done only reports. */
-	eng_ops(s)->finish(eng_hv(s));
+	eng_guest_finish(s);
 	if (r == 0)
 		(void)eng_send_plain(s, WIRE_BODY(BYE), NULL);
 	eng_record_remove(s);
@@ -346,13 +354,13 @@ static int source_fail(struct mf_session *s, int code, struct mf_error *err)
 	else
 		base_error_sys(&why, code, MF_SCOPE_SESSION, "%s", eng_state_name(s->state));
 	bool tell = s->state != ENG_COMMITTED;
-	eng_tracker_stop(s);
 	if (s->throttle)
-		(void)eng_ops(s)->throttle(eng_hv(s), 0, NULL);
+		(void)eng_guest_throttle(s, 0, NULL);
 	struct mf_error back = { 0 };
-	if (s->prepared && eng_ops(s)->abort(eng_hv(s), &back) < 0)
+	if (s->prepared && eng_guest_abort(s, &back) < 0)
 		eng_emit(s, MF_EVENT_NOTICE, "the source guest could not be resumed: %s", back.msg);
-	/* The guest first: telling may take the peer timeout, and without a commit nothing runs there. */
+	/* The guest first: the rest takes its time, and without a commit nothing runs there. */
+	eng_tracker_stop(s);
 	if (tell)
 		eng_send_abort(s, &why);
 	/* Whatever was lent to the destination. */

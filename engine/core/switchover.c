@@ -12,23 +12,12 @@
 
 static int keep_state(void *ctx, const void *bytes, size_t len)
 {
-	struct mf_session *s = ctx;
-	if (s->device.len + len > s->device.cap) {
-		size_t cap = (s->device.len + len) * 2;
-		uint8_t *more = realloc(s->device.bytes, cap);
-		if (!more)
-			return -ENOMEM;
-		s->device.bytes = more;
-		s->device.cap = cap;
-	}
-	memcpy(s->device.bytes + s->device.len, bytes, len);
-	s->device.len += len;
-	return 0;
+	return eng_keep_state(ctx, bytes, len, NULL);
 }
 
 static int save_device(struct mf_session *s, struct mf_error *err)
 {
-	int r = eng_ops(s)->save_state(eng_hv(s), keep_state, s, err);
+	int r = eng_guest_save_state(s, keep_state, err);
 	s->device.complete = r == 0;
 	return r;
 }
@@ -166,7 +155,7 @@ int eng_source_switchover(struct mf_session *s, bool postcopy, struct mf_error *
 	if (r < 0)
 		return r;
 	eng_set_state(s, ENG_SWITCHOVER);
-	r = eng_ops(s)->pause(eng_hv(s), &s->stopped_us, err);
+	r = eng_guest_pause(s, err);
 	if (r == 0)
 		r = postcopy ? offer_rest(s, err) : last_pass(s, err);
 	if (r < 0)

@@ -4,8 +4,10 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/syscall.h>
 
 #include "base/cleanup.h"
 #include "tracker/uapi.h"
@@ -80,6 +82,22 @@ static int set_up(struct pgr *pgr, const struct pgr_params *params, struct mf_er
 		if (code < 0)
 			return code;
 	}
+	return 0;
+}
+
+int pgr_open_userfaultfd(int *ret_fd, struct mf_error *err)
+{
+	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	if (fd < 0 && errno == EPERM) {
+		base_autofd dev = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+		fd = dev < 0 ? -1 : ioctl(dev, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
+	}
+	if (fd < 0)
+		return base_error_sys(
+			err, -errno, MF_SCOPE_HOST,
+			"a userfaultfd cannot be made; it needs CAP_SYS_PTRACE, access "
+			"to /dev/userfaultfd, or vm.unprivileged_userfaultfd=1");
+	*ret_fd = fd;
 	return 0;
 }
 

@@ -3,9 +3,20 @@
  * @file session.h
  * One move of one guest, as seen from one of its two hosts.
  *
- * A session is created, run by one thread until it has an outcome, asked for its
- * report and destroyed.  There is no global state: several sessions may live in one
- * process.  Memory: the session maps the guest's RAM and keeps two bits per page of it.
+ * A session is created, run until it has an outcome, asked for its report and destroyed.
+ * There is no global state: several sessions may live in one process.  Memory: the session
+ * maps the guest's RAM and keeps two bits per page of it.
+ *
+ * Three ways to run one:
+ *
+ *   mf_session_run()                     the calling thread runs it; blocks until the end
+ *   mf_session_start(MF_DRIVE_THREAD)    a thread of the session's runs it; mf_session_wait()
+ *   mf_session_start(MF_DRIVE_LOOP)      the program's event loop polls mf_session_fd() and
+ *                                        calls mf_session_step() when it is readable
+ *
+ * They differ in the thread in which the program is called back, by its adapter's table and
+ * on_event: the one in mf_session_run(), the session's own, or the one in mf_session_step().
+ * Callbacks come one at a time, and never after the session has ended.
  *
  * Until the hand-off is committed every failure ends with the source guest running,
  * unharmed.  At no time do two guests run.
@@ -154,7 +165,7 @@ struct mf_postcopy_report {
 	uint64_t latency_log2_us[MF_LATENCY_BUCKETS]; /**< [i]: 2^i <= us < 2^(i+1); [0] also 0 */
 };
 
-/** The whole story; valid after mf_session_run() returned. */
+/** The whole story; complete when the session has ended. */
 struct mf_report {
 	char session[MF_SESSION_NAME_MAX];
 	enum mf_side side;
@@ -162,6 +173,7 @@ struct mf_report {
 	enum mf_mode mode;
 	const char *transport; /**< "tcp", "verbs"; "" before one was chosen */
 	char transport_reason[320];
+	char tracker[16]; /**< source: what told the guest's writes; "" when nothing had to */
 	uint64_t total_ms;
 	uint64_t downtime_ms; /**< pause to resume; source: until RUNNING arrived */
 	uint32_t n_rounds;    /**< all; the first MF_ROUNDS_KEPT - 1 and the last are kept */
@@ -202,12 +214,13 @@ struct mf_event {
 	const struct mf_finding *finding; /**< likewise */
 };
 
-/** Called from the thread in mf_session_run(); must not call back into the session except
- *  mf_session_request() and mf_session_progress(). */
+/** Called as an adapter's callbacks are; must not call back into the session except
+ *  mf_session_request() and mf_session_progress().  In a loop events come late: what they
+ *  tell has happened, and the session has gone on. */
 typedef void (*mf_event_fn)(void *ctx, const struct mf_event *event);
 
 struct mf_session_params {
-	size_t size; /**< sizeof(struct mf_session_params) */
+	size_t size; /**< sizeof(struct mf_session_params) of whoever fills it */
 	enum mf_side side;
 	const char *address; /**< source: where to connect; destination: where to listen; copied */
 	struct mf_adapter guest;     /**< borrowed until mf_session_destroy() */
@@ -227,19 +240,47 @@ struct mf_session_params {
 	bool check_only; /**< source: preflight, then stop */
 	mf_event_fn on_event; /**< NULL: none */
 	void *ctx;
+	const char *tracker; /**< source: "auto" (or NULL), or the name of one; copied */
 };
 
 struct mf_session;
 
 /** Checks the parameters and sets up what needs no peer; the destination listens when run.
- *  -EINVAL, -ENOMEM, -MF_EUSAGE (address), or what bind(2) says. */
+ *  -EINVAL, -ENOMEM, or -MF_EUSAGE (address, transport, tracker). */
 MF_API int mf_session_create(const struct mf_session_params *params,
 			     struct mf_session **ret_session, struct mf_error *err);
 
 /** Runs the move to its outcome.  Blocks; every wait in it has a deadline, but for the destination's
  *  wait for a first connection, which only a request or a connection ends.
- *  0: completed (or checked without a refusal).  Else the report's error, also in @p err. */
+ *  0: completed (or checked without a refusal).  Else the report's error, also in @p err;
+ *  -EALREADY: it was run or started before. */
 MF_API int mf_session_run(struct mf_session *session, struct mf_error *err);
+
+enum mf_drive {
+	MF_DRIVE_THREAD, /**< callbacks come in a thread of the session's, with all signals blocked */
+	MF_DRIVE_LOOP,   /**< callbacks come out of mf_session_step() only */
+};
+
+/** Starts the session and returns at once.  0, -EALREADY, -EINVAL, -ENOMEM, or what
+ *  pthread_create(3) says. */
+MF_API int mf_session_start(struct mf_session *session, enum mf_drive drive, struct mf_error *err);
+
+/** The session's descriptor, to be polled for POLLIN and nothing else; the session's, until
+ *  mf_session_destroy().  MF_DRIVE_LOOP: readable when mf_session_step() has something to do.
+ *  MF_DRIVE_THREAD: readable once the session has ended. */
+MF_API int mf_session_fd(const struct mf_session *session);
+
+/** MF_DRIVE_LOOP: makes the callbacks that are due.  Takes as long as they take, and waits for
+ *  nothing itself.  Always from one thread, or under one lock of the program's; not from a callback.
+ *  While a callback of the adapter is due the session waits for it: a loop that takes no step
+ *  while the guest is paused lengthens its downtime.
+ *  1: goes on; call again when the descriptor is readable.  0: completed (or checked).  Negative:
+ *  the report's error, also in @p err.  Once ended, further steps say the same; -EINVAL: not in a loop. */
+MF_API int mf_session_step(struct mf_session *session, struct mf_error *err);
+
+/** MF_DRIVE_THREAD: waits for the end, for at most @p timeout_ms.  As mf_session_run(), or
+ *  -ETIMEDOUT: it goes on; -EINVAL: no thread of the session's runs it.  From one thread at a time. */
+MF_API int mf_session_wait(struct mf_session *session, uint64_t timeout_ms, struct mf_error *err);
 
 /** Any thread, any time, also from a signal handler.  What comes too late has no effect. */
 MF_API void mf_session_request(struct mf_session *session, enum mf_request request);
@@ -247,10 +288,12 @@ MF_API void mf_session_request(struct mf_session *session, enum mf_request reque
 /** Any thread. */
 MF_API void mf_session_progress(const struct mf_session *session, struct mf_progress *ret);
 
-/** Valid until mf_session_destroy(); complete after mf_session_run(). */
+/** Valid until mf_session_destroy(); complete when the session has ended. */
 MF_API const struct mf_report *mf_session_report(const struct mf_session *session);
 
-/** NULL: nothing.  Not while mf_session_run() runs. */
+/** NULL: nothing.  Not while mf_session_run() runs, nor from a callback.  A session that was started and
+ *  goes on is cancelled and waited for, making the callbacks that come (in a loop's case from here);
+ *  beyond the commit, where nothing can be cancelled, that means until every page has arrived. */
 MF_API void mf_session_destroy(struct mf_session *session);
 
 /** Stable names for reports and options: "hybrid", "precopy", … */

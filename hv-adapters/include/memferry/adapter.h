@@ -8,8 +8,13 @@
  * of transports, trackers or the protocol.  A table of callbacks, sized so that
  * it can grow at its end.
  *
- * All calls come from one thread, the session thread, one at a time.  Each may
- * block, until a deadline of its own.
+ * All calls come one at a time, in the thread that session.h names for the way in which
+ * the session is run.  Each may block, until a deadline of its own.
+ *
+ * Two kinds of guest.  One lives in another process (mf_guest.pid): its regions need file
+ * descriptors, and its adapter reaches into that process.  The other lives in this one, as
+ * when a monitor links memferry: its regions may be known by their addresses alone, and its
+ * adapter leaves open_userfaultfd, close_userfaultfds and forget_ram NULL.
  *
  * Laws (each has a test of the same number in tests/conformance):
  *  A1  Until commit() every failure ends with the source guest running,
@@ -109,6 +114,8 @@ struct mf_adapter_ops {
 	int (*prepare)(void *hv, enum mf_side side, struct mf_error *err);
 
 	/**
+	 * These three are optional for a guest in this process: without them the engine does it.
+	 *
 	 * A userfaultfd of the guest's address space, UFFDIO_API not yet done, O_NONBLOCK
 	 * and O_CLOEXEC.  The descriptor returned is a duplicate and the caller's to close;
 	 * the original stays open in the guest's process until close_userfaultfds(), so
@@ -129,7 +136,7 @@ struct mf_adapter_ops {
 	int (*pause)(void *hv, uint64_t *ret_stopped_us, struct mf_error *err);
 	/** Source, after pause(). */
 	int (*save_state)(void *hv, mf_state_write_fn write, void *ctx, struct mf_error *err);
-	/** Destination, after prepare().  RAM may fault while it runs. */
+	/** Destination, after prepare().  RAM may fault while it runs.  The bytes are all there: @p read never blocks. */
 	int (*load_state)(void *hv, mf_state_read_fn read, void *ctx, struct mf_error *err);
 	/** Destination, after load_state() and the commit: the guest runs. */
 	int (*resume)(void *hv, struct mf_error *err);
@@ -184,7 +191,9 @@ struct mf_adapter_ops {
 	void (*take_written)(void *hv, uint32_t region, uint64_t first, uint64_t n, uint64_t *bits);
 };
 
-/** An open guest: the table and what it works on. */
+/** An open guest: the table and what it works on.  The session copies the table (of older
+ *  programs too, whose tables are shorter) and calls what it knows of it; close() is for
+ *  whoever opened the guest. */
 struct mf_adapter {
 	const struct mf_adapter_ops *ops;
 	void *hv;

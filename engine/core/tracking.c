@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* Which tracker watches the guest, and what it found: picked, started before anything is sent, asked between rounds. */
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "core/source.h"
+
+/* What trackers are asked of the guest; the ranges are the caller's. */
+static struct trk_params tracker_params(const struct mf_session *s, struct trk_range *ranges)
+{
+	for (uint32_t i = 0; i < s->guest.n_regions; i++) {
+		const struct mf_region *d = &s->guest.regions[i];
+		ranges[i] = (struct trk_range){ d->hva, d->size, d->page_size };
+	}
+	return (struct trk_params){
+		.pid = s->guest.pid == getpid() ? 0 : s->guest.pid,
+		.uffd = -1,
+		.ranges = ranges,
+		.n_ranges = s->guest.n_regions,
+		.kvm = s->guest.kvm,
+	};
+}
+
+const struct trk_ops *eng_pick_tracker(const struct mf_session *s, struct mf_error *err)
+{
+	struct trk_range ranges[MF_REGIONS_MAX];
+	const struct trk_params params = tracker_params(s, ranges);
+	struct mf_error why = { 0 };
+
+	if (strcmp(s->tracker_name, "auto") != 0) {
+		const struct trk_ops *t = trk_find(s->tracker_name);
+		return trk_probe(t, &params, err) == 0 ? t : NULL;
+	}
+	for (const struct trk_ops *const *t = trk_backends(); *t; t++) {
+		struct mf_error lacks = { 0 };
+		if (trk_probe(*t, &params, &lacks) == 0)
+			return *t;
+		/* The best of those that are for this kind of guest says what the kernel lacks. */
+		if (!why.code && !((*t)->caps & TRK_CAP_NEEDS_KVM && !params.kvm))
+			why = lacks;
+	}
+	base_error(err, why.code ? why.code : -MF_EKERNEL, MF_SCOPE_HOST, "%s",
+		   why.msg[0] ? why.msg : "no way to track writes in this build");
+	return NULL;
+}
+
+static int start_tracker(struct mf_session *s, struct mf_error *err)
+{
+	struct trk_range ranges[MF_REGIONS_MAX];
+	struct trk_params params = tracker_params(s, ranges);
+	const struct trk_ops *t = eng_pick_tracker(s, err);
+	if (!t)
+		return -MF_EKERNEL;
+	int r = t->caps & TRK_CAP_NEEDS_UFFD ? eng_open_userfaultfd(s, &s->tracker_uffd, err) : 0;
+	if (r < 0)
+		return r;
+	/* Where writers wait for us, they must not wait for ever when we die: the last descriptor goes with us. */
+	if (t->caps & TRK_CAP_SYNC && s->tracker_uffd >= 0)
+		eng_close_userfaultfds(s);
+	params.uffd = s->tracker_uffd;
+	r = trk_open(t, &params, &s->tracker, err);
+	if (r == 0)
+		r = trk_start(s->tracker, err);
+	if (r == 0)
+		(void)snprintf(s->report.tracker, sizeof(s->report.tracker), "%s", t->name);
+	return r;
+}
+
+/* D1: tracking first, then the list of what to send; and that before memory is registered, which allocates the holes
+ * around what is pinned. */
+int eng_tracker_start(struct mf_session *s, struct mf_error *err)
+{
+	int r = start_tracker(s, err);
+	if (r < 0) {
+		eng_tracker_stop(s);
+		return r;
+	}
+	eng_memory_seed(s);
+	s->report.pages_zero = (s->memory.bytes - eng_memory_todo_bytes(s)) / ENG_PAGE;
+	return 0;
+}
+
+void eng_tracker_stop(struct mf_session *s)
+{
+	bool had_uffd = s->tracker_uffd >= 0;
+	trk_close(s->tracker);
+	s->tracker = NULL;
+	base_closep(&s->tracker_uffd);
+	if (had_uffd)
+		eng_close_userfaultfds(s);
+}
+
+/* What the monitor says that it wrote comes after the tracker's: it says so after the write (adapter.h), so that what
+ * is told too late for this collect is told to the next. */
+int eng_collect(struct mf_session *s, struct mf_error *err)
+{
+	for (uint32_t i = 0; i < s->memory.n; i++) {
+		struct eng_region *r = &s->memory.region[i];
+		uint64_t pages = 0;
+		int code = trk_collect(s->tracker, i, 0, r->pages, r->todo, &pages, err);
+		if (code < 0)
+			return code;
+	}
+	eng_guest_take_written(s);
+	return 0;
+}
+
+int eng_collect_running(struct mf_session *s, struct mf_error *err)
+{
+	if (!(s->guest.flags & MF_GUEST_PINS_RAM))
+		return eng_collect(s, err);
+	int r = eng_guest_hold(s, err);
+	if (r == 0)
+		r = eng_collect(s, err);
+	int go = eng_guest_let_go(s, err);
+	return r < 0 ? r : go;
+}
