@@ -9,6 +9,8 @@
 
 #define STATE_PIECE      (256u << 10)
 #define RUNS_PER_MESSAGE 65536u
+/* Passes over a guest that stands still: one, one more for what saving wrote, and again for each lost lane. */
+#define PASSES_MAX 200u
 
 static int keep_state(void *ctx, const void *bytes, size_t len)
 {
@@ -43,8 +45,12 @@ static int last_pass(struct mf_session *s, struct mf_error *err)
 	int r = s->tracker ? 0 : save_device(s, err);
 	if (r == 0)
 		r = find_rest(s, err);
-	while (r == 0 && (!s->device.complete || eng_memory_count_todo(s))) {
+	for (unsigned n = 0; r == 0 && (!s->device.complete || eng_memory_count_todo(s)); n++) {
 		struct eng_round pass;
+		if (n == PASSES_MAX)
+			return base_error(
+				err, -EBUSY, MF_SCOPE_SESSION,
+				"the guest's memory goes on changing although it is paused");
 		eng_register_cover(s);
 		eng_round_start(s, &pass, round.n, is_first && !round.pages);
 		int saved = s->device.complete ? 0 : save_device(s, err);
