@@ -1,9 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: BSD-2-Clause
 # installed.sh BUILD CC: installs into a new folder, looks at what is there, moves the folder, and
-# builds and runs a program against it the way a user would.
+# builds and runs the documentation's example against it the way a user would.
 set -euo pipefail
-build=$1 cc=$2
+build=$1 cc=$2 root=$(cd "$(dirname "$0")/../.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cmake --install "$build" --prefix "$work/first" >"$work/log" || { cat "$work/log"; exit 1; }
@@ -28,23 +28,30 @@ extra=$(cd "$prefix" && find . ! -type d ! -name 'libmemferry.so*' ! -name memfe
 [ -z "$extra" ] || { echo "installed, but nobody asked for it: $extra"; missing=1; }
 [ "$missing" = 0 ]
 
-cat >"$work/program.c" <<'C'
-#include <memferry/guests.h>
-#include <memferry/session.h>
-#include <stdio.h>
-
-int main(void)
-{
-	struct mf_adapter guest;
-	struct mf_error err = { 0 };
-	int ret = mf_guest_open("no-such-kind:", MF_SOURCE, &guest, &err);
-	printf("%s, %s: %s\n", mf_mode_name(MF_MODE_HYBRID), mf_error_name(ret), err.msg);
-	return ret < 0 ? 0 : 1;
-}
-C
 export PKG_CONFIG_PATH=$prefix/$lib/pkgconfig
 read -ra flags <<<"$(pkg-config --cflags --libs memferry)"
-"$cc" -std=c17 -Wall -Wextra -Wpedantic -Werror -o "$work/program" "$work/program.c" "${flags[@]}"
-LD_LIBRARY_PATH=$prefix/$lib "$work/program"
+export LD_LIBRARY_PATH=$prefix/$lib
+"$cc" -std=gnu17 -Wall -Wextra -Wpedantic -Werror -o "$work/monitor" "$root/docs/examples/monitor.c" \
+	"${flags[@]}" -pthread
+
+# The example does what its head says: a guest goes from one monitor to another.
+if [ "$(id -u)" = 0 ]; then
+	stdbuf -oL "$work/monitor" receive 127.0.0.1:0 >"$work/receive" 2>&1 &
+	receiver=$!
+	trap 'kill $receiver 2>/dev/null || :; rm -rf "$work"' EXIT
+	for _ in $(seq 300); do
+		address=$(sed -n 's/^listening on //p' "$work/receive")
+		[ -z "$address" ] || break
+		sleep 0.1
+	done
+	timeout 60 "$work/monitor" send "$address" || { cat "$work/receive"; exit 1; }
+	status=0
+	wait "$receiver" || status=$?
+	cat "$work/receive"
+	[ "$status" = 0 ]
+	grep -q 'met 0 wrong pages' "$work/receive"
+else
+	echo "the example was built; running it needs root"
+fi
 "$prefix/bin/memferry" --version
 echo "ok: installed tree, version $(pkg-config --modversion memferry)"

@@ -250,7 +250,8 @@ static int check_needs(void *hv, const void *bytes, size_t len, struct mf_findin
 {
 	const struct inside *g = called(hv);
 	(void)cap, (void)err;
-	if (len == (g->needs ? strlen(g->needs) : 0) && !memcmp(bytes, g->needs, len))
+	const char *met = g->needs ? g->needs : "";
+	if (len == strlen(met) && (!len || !memcmp(bytes, met, len)))
 		return 0;
 	*ret = (struct mf_finding){ .verdict = MF_REFUSE, .subject = "flux capacitor" };
 	(void)snprintf(ret->detail, sizeof(ret->detail), "the guest has one, this host has not");
