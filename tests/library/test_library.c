@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * The library as a monitor uses it: linked from its shared object, over guests in this very process, driven in each of
- * the three ways.  Both ends of a move live here, joined by loopback.
+ * the three ways.  Both ends of a move live here, joined by loopback; with MEMFERRY_TEST_HOST, the address of
+ * an RDMA device, over that.
  */
 #include <errno.h>
 #include <poll.h>
@@ -67,6 +68,15 @@ static uint64_t now_ms(void)
 	return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
 }
 
+/* Where destinations listen. */
+static const char *here(void)
+{
+	static char address[128];
+	const char *host = getenv("MEMFERRY_TEST_HOST");
+	(void)snprintf(address, sizeof(address), "%s:0", host ? host : "127.0.0.1");
+	return address;
+}
+
 static void on_event(void *ctx, const struct mf_event *event)
 {
 	struct side *side = ctx;
@@ -120,7 +130,7 @@ static int create(struct side *side, const char *address, struct mf_error *err)
 		.run_dir = m->run_dir,
 		.mode = m->mode,
 		.verify = m->verify,
-		.transport = "tcp",
+		.transport = getenv("MEMFERRY_TEST_HOST") ? "verbs" : "tcp",
 		.insecure = true,
 		.on_event = on_event,
 		.ctx = side,
@@ -193,7 +203,7 @@ static void await_listening(struct move *m)
 static void start_both(struct move *m)
 {
 	open_guests(m);
-	start(&m->side[MF_DESTINATION], "127.0.0.1:0");
+	start(&m->side[MF_DESTINATION], here());
 	await_listening(m);
 	start(&m->side[MF_SOURCE], m->address);
 }
@@ -383,7 +393,7 @@ static void a_callback_that_fails(void **state)
 	plan(&m, BY_LOOP, MF_MODE_PRECOPY);
 	open_guests(&m);
 	m.side[MF_SOURCE].guest.pause_fails = 1;
-	start(&m.side[MF_DESTINATION], "127.0.0.1:0");
+	start(&m.side[MF_DESTINATION], here());
 	await_listening(&m);
 	start(&m.side[MF_SOURCE], m.address);
 	while (turn_loop(&m))
@@ -404,7 +414,7 @@ static void a_guest_that_does_not_stand_still(void **state)
 	plan(&m, BY_LOOP, MF_MODE_PRECOPY);
 	open_guests(&m);
 	m.side[MF_SOURCE].guest.restless = true;
-	start(&m.side[MF_DESTINATION], "127.0.0.1:0");
+	start(&m.side[MF_DESTINATION], here());
 	await_listening(&m);
 	start(&m.side[MF_SOURCE], m.address);
 	while (turn_loop(&m))
@@ -452,7 +462,7 @@ static void destroyed_before_it_began(void **state)
 	(void)state;
 	plan(&m, BY_LOOP, MF_MODE_HYBRID);
 	open_guests(&m);
-	start(&m.side[MF_DESTINATION], "127.0.0.1:0"); /* waits for a source that never comes */
+	start(&m.side[MF_DESTINATION], here()); /* waits for a source that never comes */
 	await_listening(&m);
 	finish(&m);
 }
@@ -466,7 +476,7 @@ static void needs_that_are_met_or_not(void **state)
 	plan(&m, BY_LOOP, MF_MODE_HYBRID);
 	open_guests(&m);
 	m.side[MF_SOURCE].guest.needs = "1.21 gigawatts";
-	start(&m.side[MF_DESTINATION], "127.0.0.1:0");
+	start(&m.side[MF_DESTINATION], here());
 	await_listening(&m);
 	start(&m.side[MF_SOURCE], m.address);
 	while (turn_loop(&m))
@@ -484,7 +494,7 @@ static void needs_that_are_met_or_not(void **state)
 	plan(&m, BY_LOOP, MF_MODE_HYBRID);
 	open_guests(&m);
 	m.side[0].guest.needs = m.side[1].guest.needs = "1.21 gigawatts";
-	start(&m.side[MF_DESTINATION], "127.0.0.1:0");
+	start(&m.side[MF_DESTINATION], here());
 	await_listening(&m);
 	start(&m.side[MF_SOURCE], m.address);
 	while (turn_loop(&m))
@@ -505,7 +515,7 @@ static void needs_that_nobody_can_judge(void **state)
 	open_guests(&m);
 	m.side[MF_SOURCE].guest.needs = "something new";
 	m.side[MF_DESTINATION].ops.size = offsetof(struct mf_adapter_ops, list_needs);
-	start(&m.side[MF_DESTINATION], "127.0.0.1:0");
+	start(&m.side[MF_DESTINATION], here());
 	await_listening(&m);
 	start(&m.side[MF_SOURCE], m.address);
 	while (turn_loop(&m))
@@ -527,7 +537,7 @@ static void memory_that_is_not_there(void **state)
 	uint8_t *mem = m.side[MF_DESTINATION].guest.mem;
 	m.side[MF_DESTINATION].guest.mem = (uint8_t *)(uintptr_t)0x1000;
 	m.side[MF_DESTINATION].guest.fd = -1;
-	start(&m.side[MF_DESTINATION], "127.0.0.1:0");
+	start(&m.side[MF_DESTINATION], here());
 	await_listening(&m);
 	start(&m.side[MF_SOURCE], m.address);
 	while (turn_loop(&m))
@@ -586,7 +596,7 @@ static void calls_out_of_turn(void **state)
 	(void)state;
 	plan(&m, BY_LOOP, MF_MODE_HYBRID);
 	open_guests(&m);
-	assert_int_equal(create(side, "127.0.0.1:0", &err), 0);
+	assert_int_equal(create(side, here(), &err), 0);
 	struct pollfd p = { .fd = mf_session_fd(side->session), .events = POLLIN };
 	assert_int_equal(poll(&p, 1, 0), 0);
 	assert_int_equal(mf_session_step(side->session, &err), -EINVAL);
