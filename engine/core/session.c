@@ -39,6 +39,11 @@ static const char *const outcome_names[] = {
 	[MF_OUTCOME_IN_DOUBT] = "in-doubt", [MF_OUTCOME_CHECKED] = "checked",
 };
 
+const char *mf_version(void)
+{
+	return MF_VERSION;
+}
+
 const char *mf_mode_name(enum mf_mode mode)
 {
 	return (unsigned)mode < MF_MODE_COUNT ? mode_names[mode] : "unknown";

@@ -296,6 +296,9 @@ MF_API const struct mf_report *mf_session_report(const struct mf_session *sessio
  *  beyond the commit, where nothing can be cancelled, that means until every page has arrived. */
 MF_API void mf_session_destroy(struct mf_session *session);
 
+/** "0.1.0": of the library that is linked, which may be newer than these headers. */
+MF_API const char *mf_version(void);
+
 /** Stable names for reports and options: "hybrid", "precopy", … */
 MF_API const char *mf_mode_name(enum mf_mode mode);
 MF_API const char *mf_phase_name(enum mf_phase phase);
