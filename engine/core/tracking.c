@@ -23,49 +23,85 @@ static struct trk_params tracker_params(const struct mf_session *s, struct trk_r
 	};
 }
 
+/* The first after `last` (NULL: of all) that can track the guest here; *ret_why gets what the best of the others, of
+ * those that are for this kind of guest, says that it lacks. */
+static const struct trk_ops *next_tracker(const struct mf_session *s,
+					  const struct trk_params *params,
+					  const struct trk_ops *last, struct mf_error *ret_why)
+{
+	const struct trk_ops *const *t = trk_backends();
+	while (last && *t && *t++ != last)
+		;
+	for (; *t; t++) {
+		struct mf_error lacks = { 0 };
+		bool is_meant =
+			!strcmp(s->tracker_name, "auto") || !strcmp(s->tracker_name, (*t)->name);
+		if (!is_meant)
+			continue;
+		if (trk_probe(*t, params, &lacks) == 0)
+			return *t;
+		bool is_asked_for = strcmp(s->tracker_name, "auto") != 0;
+		if (!ret_why->code &&
+		    (is_asked_for || params->kvm || !((*t)->caps & TRK_CAP_NEEDS_KVM)))
+			*ret_why = lacks;
+	}
+	if (!ret_why->code)
+		base_error(ret_why, -MF_EKERNEL, MF_SCOPE_HOST,
+			   "no way to track writes in this build");
+	return NULL;
+}
+
 const struct trk_ops *eng_pick_tracker(const struct mf_session *s, struct mf_error *err)
 {
 	struct trk_range ranges[MF_REGIONS_MAX];
 	const struct trk_params params = tracker_params(s, ranges);
 	struct mf_error why = { 0 };
-
-	if (strcmp(s->tracker_name, "auto") != 0) {
-		const struct trk_ops *t = trk_find(s->tracker_name);
-		return trk_probe(t, &params, err) == 0 ? t : NULL;
-	}
-	for (const struct trk_ops *const *t = trk_backends(); *t; t++) {
-		struct mf_error lacks = { 0 };
-		if (trk_probe(*t, &params, &lacks) == 0)
-			return *t;
-		/* The best of those that are for this kind of guest says what the kernel lacks. */
-		if (!why.code && !((*t)->caps & TRK_CAP_NEEDS_KVM && !params.kvm))
-			why = lacks;
-	}
-	base_error(err, why.code ? why.code : -MF_EKERNEL, MF_SCOPE_HOST, "%s",
-		   why.msg[0] ? why.msg : "no way to track writes in this build");
-	return NULL;
+	const struct trk_ops *t = next_tracker(s, &params, NULL, &why);
+	if (!t && err)
+		*err = why;
+	return t;
 }
 
-static int start_tracker(struct mf_session *s, struct mf_error *err)
+static int start_one(struct mf_session *s, const struct trk_ops *t, struct trk_params *params,
+		     struct mf_error *err)
 {
-	struct trk_range ranges[MF_REGIONS_MAX];
-	struct trk_params params = tracker_params(s, ranges);
-	const struct trk_ops *t = eng_pick_tracker(s, err);
-	if (!t)
-		return -MF_EKERNEL;
 	int r = t->caps & TRK_CAP_NEEDS_UFFD ? eng_open_userfaultfd(s, &s->tracker_uffd, err) : 0;
 	if (r < 0)
 		return r;
 	/* Where writers wait for us, they must not wait for ever when we die: the last descriptor goes with us. */
 	if (t->caps & TRK_CAP_SYNC && s->tracker_uffd >= 0)
 		eng_close_userfaultfds(s);
-	params.uffd = s->tracker_uffd;
-	r = trk_open(t, &params, &s->tracker, err);
-	if (r == 0)
-		r = trk_start(s->tracker, err);
-	if (r == 0)
-		(void)snprintf(s->report.tracker, sizeof(s->report.tracker), "%s", t->name);
-	return r;
+	params->uffd = s->tracker_uffd;
+	r = trk_open(t, params, &s->tracker, err);
+	return r < 0 ? r : trk_start(s->tracker, err);
+}
+
+/* What a probe cannot know shows here: then the next best is tried. */
+static int start_tracker(struct mf_session *s, struct mf_error *err)
+{
+	struct trk_range ranges[MF_REGIONS_MAX];
+	struct trk_params params = tracker_params(s, ranges);
+	struct mf_error first = { 0 }, why = { 0 };
+	const struct trk_ops *t = NULL;
+	while ((t = next_tracker(s, &params, t, &why))) {
+		struct mf_error lacks = { 0 };
+		int r = start_one(s, t, &params, &lacks);
+		if (r == 0) {
+			(void)snprintf(s->report.tracker, sizeof(s->report.tracker), "%s", t->name);
+			return 0;
+		}
+		eng_tracker_stop(s);
+		if (!lacks.code)
+			base_error_sys(&lacks, r, MF_SCOPE_SESSION, "%s", t->name);
+		if (!first.code)
+			first = lacks;
+		if (!strcmp(s->tracker_name, "auto"))
+			eng_emit(s, MF_EVENT_NOTICE, "writes cannot be tracked by %s: %s", t->name,
+				 lacks.msg);
+	}
+	if (err)
+		*err = first.code ? first : why;
+	return first.code ? first.code : why.code;
 }
 
 /* D1: tracking first, then the list of what to send; and that before memory is registered, which allocates the holes
@@ -73,10 +109,8 @@ static int start_tracker(struct mf_session *s, struct mf_error *err)
 int eng_tracker_start(struct mf_session *s, struct mf_error *err)
 {
 	int r = start_tracker(s, err);
-	if (r < 0) {
-		eng_tracker_stop(s);
+	if (r < 0)
 		return r;
-	}
 	eng_memory_seed(s);
 	s->report.pages_zero = (s->memory.bytes - eng_memory_todo_bytes(s)) / ENG_PAGE;
 	return 0;
