@@ -251,6 +251,8 @@ static void compare_region(struct mf_session *s, const Mf__Wire__Region *theirs,
 			    ours->name, theirs->gpa, ours->gpa);
 }
 
+_Static_assert(MF_NEEDS_MAX <= WIRE_NEEDS_MAX, "what an adapter may say must fit");
+
 static void check_needs(struct mf_session *s, const Mf__Wire__Guest *peer)
 {
 	struct mf_finding found[MF_FINDINGS_MAX];

@@ -51,7 +51,8 @@ static bool text_ok(const char *text)
 static bool guest_ok(const Mf__Wire__Guest *g)
 {
 	if (!g || !text_ok(g->kind) || !text_ok(g->name) || !text_ok(g->monitor) ||
-	    !text_ok(g->machine) || !text_ok(g->cpu) || g->n_regions > MF_REGIONS_MAX)
+	    !text_ok(g->machine) || !text_ok(g->cpu) || g->n_regions > MF_REGIONS_MAX ||
+	    g->needs.len > WIRE_NEEDS_MAX)
 		return false;
 	for (size_t i = 0; i < g->n_regions; i++) {
 		const Mf__Wire__Region *r = g->regions[i];

@@ -14,7 +14,8 @@
 #include "wire/control.pb-c.h"
 
 #define WIRE_HEADER    8
-#define WIRE_FRAME_MAX (4u << 20) /* payload bytes; longer things are sent in pieces */
+#define WIRE_FRAME_MAX (4u << 20)  /* payload bytes; longer things are sent in pieces */
+#define WIRE_NEEDS_MAX (64u << 10) /* bytes of a guest's needs */
 
 /* protobuf-c's names are long; these are what the engine says. */
 typedef Mf__Wire__Control wire_msg;

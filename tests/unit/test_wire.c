@@ -106,6 +106,24 @@ static int describe_with(uint64_t size, uint64_t page_size, const char *name, si
 	return code;
 }
 
+static void needs_beyond_the_bound_are_refused(void **state)
+{
+	static uint8_t bytes[WIRE_NEEDS_MAX + 1];
+	(void)state;
+	for (size_t len = WIRE_NEEDS_MAX; len <= sizeof(bytes); len++) {
+		Mf__Wire__Guest guest = MF__WIRE__GUEST__INIT;
+		Mf__Wire__Describe body = MF__WIRE__DESCRIBE__INIT;
+		wire_msg msg = WIRE_INIT, *back = NULL;
+		guest.needs.data = bytes;
+		guest.needs.len = len;
+		body.guest = &guest;
+		msg.body_case = WIRE_BODY(DESCRIBE);
+		msg.describe = &body;
+		assert_int_equal(roundtrip(&msg, &back), len > WIRE_NEEDS_MAX ? -EBADMSG : 0);
+		wire_msg_free(back);
+	}
+}
+
 static void regions_outside_the_bounds_are_refused(void **state)
 {
 	(void)state;
@@ -360,6 +378,7 @@ int main(void)
 		cmocka_unit_test(every_message_has_a_name),
 		cmocka_unit_test(a_message_comes_back_as_it_went),
 		cmocka_unit_test(headers_of_others_are_refused),
+		cmocka_unit_test(needs_beyond_the_bound_are_refused),
 		cmocka_unit_test(regions_outside_the_bounds_are_refused),
 		cmocka_unit_test(missing_parts_are_refused),
 		cmocka_unit_test(noise_never_harms),
