@@ -396,6 +396,9 @@ static int destination_switchover(struct mf_session *s, struct plan *plan, wire_
 		r = eng_guest_load_state(s, read_state, err);
 	if (r == 0 && plan->pull && !eng_lanes_alive(s, ENG_URGENT))
 		r = eng_lanes_failure(s, err);
+	/* Loading took its time, and did not look. */
+	if (r == 0)
+		r = eng_check_cancel(s, err);
 	if (r < 0)
 		return r;
 	eng_set_state(s, ENG_READY);

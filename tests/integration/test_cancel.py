@@ -99,12 +99,12 @@ class Cancel(Case):
     def test_destination_killed_in_precopy(self):
         self.start_precopy()
         self.receiver.signal(signal.SIGKILL)
-        self.finish("peer", "ECONNRESET", "EPIPE")
+        self.finish("peer", "ECONNRESET", "EPIPE", "ENOTCONN")
 
     def test_destination_killed_in_switchover(self):
         self.start_switchover()
         self.receiver.signal(signal.SIGKILL)
-        self.finish("peer", "ECONNRESET", "EPIPE")
+        self.finish("peer", "ECONNRESET", "EPIPE", "ENOTCONN")
 
     def test_destination_silent_in_precopy(self):
         self.start_precopy()
