@@ -26,7 +26,8 @@
  *      that, writes to it may go unnoticed; after it, they are reported again.  So whoever
  *      reads a reported page clears it first.  clear() touches no page that was not reported,
  *      and clearing twice is harmless.  D3 to D5 hold of collect() together with clear() of
- *      what it reported.  Without the cap there is no clear(), and collect() does it all.
+ *      what it reported.  Without the cap there is no clear(), and collect() does it all.  The
+ *      first collect after start() may report every page.
  */
 #ifndef TRACKER_H
 #define TRACKER_H

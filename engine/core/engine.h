@@ -388,8 +388,9 @@ uint8_t *eng_landing_at(const struct eng_lane *lane, uint32_t region, uint64_t f
 			uint64_t cookie);
 /* Destination, armed: private memory gives up the pages that are to do. */
 int eng_memory_drop_todo(struct mf_session *s, struct mf_error *err);
-/* Sets todo for every page that is not a hole of the file; counts them. */
-uint64_t eng_memory_seed(struct mf_session *s);
+/* Sets todo for every page that is not a hole of the file; of one region, from any thread. */
+void eng_memory_seed(struct mf_session *s);
+void eng_region_seed(struct eng_region *r, uint64_t first, uint64_t n);
 uint64_t eng_memory_count_todo(const struct mf_session *s); /* pages of any size */
 uint64_t eng_memory_todo_bytes(const struct mf_session *s);
 /* Bytes [at, at + len) of the region hold something, as far as the file can tell.  Any thread. */
@@ -537,6 +538,7 @@ struct eng_round {
 	struct mf_session *session;
 	bool skip_zero;          /* the destination's pages are zero where ours are */
 	bool bridges;            /* small gaps are written, too */
+	bool seeds;              /* what is to do is looked up once more, chunk by chunk */
 	_Atomic uint64_t cursor; /* next chunk */
 	_Atomic uint64_t pages, zero_pages, bytes; /* pages in ENG_PAGE units */
 	_Atomic uint64_t

@@ -200,30 +200,30 @@ static void seed_bytes(struct eng_region *r, uint64_t from, uint64_t to)
 {
 	uint64_t first = from / r->desc.page_size;
 	uint64_t end = (to + r->desc.page_size - 1) / r->desc.page_size;
-	bitmap_set(r->todo, first, end - first);
+	bitmap_set_atomic(r->todo, first, end - first);
 }
 
-static uint64_t seed_region(struct eng_region *r)
+void eng_region_seed(struct eng_region *r, uint64_t first, uint64_t n)
 {
-	uint64_t at = 0, size = r->desc.size, base = r->desc.offset;
+	uint64_t at = first * r->desc.page_size, size = at + n * r->desc.page_size;
+	uint64_t base = r->desc.offset;
 	while (at < size) {
 		off_t data = lseek(r->desc.fd, (off_t)(base + at), SEEK_DATA);
 		if (data < 0 && errno == ENXIO)
-			return bitmap_count(r->todo, 0, r->pages);
+			return;
 		/* hugetlbfs cannot tell its holes, and addresses have none: everything is data there */
 		off_t hole = data < 0 ? -1 : lseek(r->desc.fd, data, SEEK_HOLE);
 		if (data < 0 || hole <= data)
 			break;
 		uint64_t from = (uint64_t)data - base, to = (uint64_t)hole - base;
 		if (from >= size)
-			return bitmap_count(r->todo, 0, r->pages);
+			return;
 		to = to < size ? to : size;
 		seed_bytes(r, from, to);
 		at = to;
 	}
 	if (at < size)
 		seed_bytes(r, at, size);
-	return bitmap_count(r->todo, 0, r->pages);
 }
 
 bool eng_region_has_data(const struct eng_region *r, uint64_t at, uint64_t len)
@@ -234,12 +234,10 @@ bool eng_region_has_data(const struct eng_region *r, uint64_t at, uint64_t len)
 	return data < 0 ? errno != ENXIO : (uint64_t)data < base + len;
 }
 
-uint64_t eng_memory_seed(struct mf_session *s)
+void eng_memory_seed(struct mf_session *s)
 {
-	uint64_t pages = 0;
 	for (uint32_t i = 0; i < s->memory.n; i++)
-		pages += seed_region(&s->memory.region[i]);
-	return pages;
+		eng_region_seed(&s->memory.region[i], 0, s->memory.region[i].pages);
 }
 
 uint64_t eng_memory_count_todo(const struct mf_session *s)

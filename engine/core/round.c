@@ -259,9 +259,18 @@ static int write_chunk(struct writer *w, uint32_t region, uint64_t first, uint64
 	struct extent e;
 	int code = 0;
 
-	if (bitmap_next_set(r->todo, first, end) == end)
+	/* Waiting comes before clearing: what is written meanwhile need not be sent twice. */
+	if (bitmap_next_set(r->todo, first, end) != end)
+		code = await_piece(w, region, first);
+	if (code == 0 && s->tracker)
+		code = trk_clear(s->tracker, region, first, pages);
+	/* Tracked from here on only: what was written before is there to be seen. */
+	if (code == 0 && w->round->seeds)
+		eng_region_seed(r, first, pages);
+	if (code == 0 && bitmap_next_set(r->todo, first, end) == end)
 		return 0;
-	code = await_piece(w, region, first);
+	if (code == 0)
+		code = await_piece(w, region, first);
 	if (code < 0)
 		return code == -ECANCELED ? 0 : code;
 	if (eng_lane_lacks(w->lane, region, first))
@@ -276,8 +285,6 @@ static int write_chunk(struct writer *w, uint32_t region, uint64_t first, uint64
 	w->unflushed[slot].pages = pages;
 	w->n_unflushed++;
 
-	if (code == 0 && s->tracker)
-		code = trk_clear(s->tracker, region, first, pages);
 	while (code == 0 && bitmap_next_extent(r->todo, at, end, eng_op_pages(r), &e)) {
 		bridge(w, r, end, &e, &bridged);
 		/* The chunk is ours, but chunks of huge pages share words of the bitmap. */
@@ -355,6 +362,7 @@ void eng_round_resume(struct eng_round *round)
 	    eng_chunks(round->session)) {
 		atomic_store_explicit(&round->cursor, 0, memory_order_relaxed);
 		round->skip_zero = false;
+		round->seeds = false;
 	}
 	eng_lanes_run(round->session, ENG_BULK, &round->job);
 }
@@ -365,6 +373,7 @@ void eng_round_start(struct mf_session *s, struct eng_round *round, uint32_t n, 
 	round->session = s;
 	round->skip_zero = skip_zero;
 	round->bridges = n > 1 && !skip_zero;
+	round->seeds = n == 1 && s->tracker && s->tracker->ops->caps & TRK_CAP_CLEARS_LATE;
 	round->job.run = write_round;
 	round->job.ctx = round;
 	eng_update_progress(s, n, eng_memory_todo_bytes(s));

@@ -154,8 +154,10 @@ static int start_tracking(struct mf_session *s, struct mf_error *err)
 		pins = pins || s->rail[k].tp->caps & TP_CAP_PINS;
 	if (rounds)
 		return eng_tracker_start(s, err);
-	/* What is written through pinned pages cannot be collected without holding the guest. */
-	if (pins && !(s->guest.flags & MF_GUEST_PINS_RAM))
+	/* What is written through pinned pages cannot be collected without holding the guest, and a tracker that clears
+	 * late knows no holes. */
+	const struct trk_ops *t = eng_pick_tracker(s, NULL);
+	if (pins && !(s->guest.flags & MF_GUEST_PINS_RAM) && t && !(t->caps & TRK_CAP_CLEARS_LATE))
 		(void)eng_tracker_start(s, NULL);
 	return 0;
 }

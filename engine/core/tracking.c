@@ -104,13 +104,31 @@ static int start_tracker(struct mf_session *s, struct mf_error *err)
 	return first.code ? first.code : why.code;
 }
 
+/* A tracker that clears late may begin with every page dirty, holes too.  That is taken, and forgotten: the first round
+ * clears it chunk by chunk, and looks then what there is to send (write_chunk). */
+static int forget_first(struct mf_session *s, struct mf_error *err)
+{
+	int r = 0;
+	for (uint32_t i = 0; r == 0 && i < s->memory.n; i++) {
+		uint64_t n = s->memory.region[i].pages, pages = 0;
+		base_autofree uint64_t *bits = calloc(bitmap_words(n), sizeof(*bits));
+		r = bits ? trk_collect(s->tracker, i, 0, n, bits, &pages, err)
+			 : base_error(err, -ENOMEM, MF_SCOPE_SESSION, "out of memory");
+	}
+	return r;
+}
+
 /* D1: tracking first, then the list of what to send; and that before memory is registered, which allocates the holes
  * around what is pinned. */
 int eng_tracker_start(struct mf_session *s, struct mf_error *err)
 {
 	int r = start_tracker(s, err);
-	if (r < 0)
+	if (r == 0 && s->tracker->ops->caps & TRK_CAP_CLEARS_LATE)
+		r = forget_first(s, err);
+	if (r < 0) {
+		eng_tracker_stop(s);
 		return r;
+	}
 	eng_memory_seed(s);
 	s->report.pages_zero = (s->memory.bytes - eng_memory_todo_bytes(s)) / ENG_PAGE;
 	return 0;
