@@ -12,7 +12,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
-#include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
@@ -205,12 +205,20 @@ static int loop(struct mf_session *session, struct mf_error *err)
 	return r;
 }
 
+/* After a failure: before the commit the guest is the source's, after it the destination's. */
+static bool is_here(const struct mf_report *report)
+{
+	bool was_committed =
+		report->outcome == MF_OUTCOME_PAUSED || report->outcome == MF_OUTCOME_IN_DOUBT;
+	return was_committed == (report->side == MF_DESTINATION);
+}
+
 int main(int argc, char **argv)
 {
 	static struct guest g = { .lock = PTHREAD_MUTEX_INITIALIZER,
 				  .changed = PTHREAD_COND_INITIALIZER };
 	struct mf_error err = { 0 };
-	struct mf_session *session;
+	struct mf_session *session = NULL;
 
 	bool sends = argc == 3 && !strcmp(argv[1], "send");
 	if (argc != 3 || (!sends && strcmp(argv[1], "receive") != 0)) {
@@ -243,7 +251,11 @@ int main(int argc, char **argv)
 		r = loop(session, &err);
 	if (r < 0) {
 		fprintf(stderr, "monitor: %s: %s\n", mf_error_name(r), err.msg);
-		return 1;
+		if (!session || !is_here(mf_session_report(session)))
+			return 1;
+		/* Whatever failed, the guest is this monitor's: ending here would end it. */
+		fprintf(stderr, "monitor: the guest stays here\n");
+		pause();
 	}
 	const struct mf_report *report = mf_session_report(session);
 	printf("%s: %llu ms, downtime %llu ms, %s\n", mf_outcome_name(report->outcome),

@@ -17,7 +17,8 @@ static inline uint64_t base_now_us(void)
 
 static inline uint64_t base_deadline_ms(uint64_t ms)
 {
-	return base_now_us() + ms * 1000u;
+	uint64_t now = base_now_us();
+	return ms < (BASE_NEVER - now) / 1000u ? now + ms * 1000u : BASE_NEVER;
 }
 
 /* What is left until the deadline, for poll(2): rounded up, 0 when past, -1 for never. */

@@ -12,6 +12,13 @@
  * Returns code, so that `return base_error(err, -ENOMEM, MF_SCOPE_SESSION, "…")` works. */
 int base_error(struct mf_error *err, int code, enum mf_scope scope, const char *fmt, ...)
 	MF_PRINTF(4, 5);
+/* Where a program calls in: what an earlier call left is over.  err may be NULL. */
+static inline void base_error_clear(struct mf_error *err)
+{
+	if (err)
+		*err = (struct mf_error){ 0 };
+}
+
 /* The same with ": strerror(-code)" appended. */
 int base_error_sys(struct mf_error *err, int code, enum mf_scope scope, const char *fmt, ...)
 	MF_PRINTF(4, 5);

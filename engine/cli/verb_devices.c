@@ -28,7 +28,7 @@ int cli_verb_devices(const struct cli_options *o)
 	struct mf_device devices[DEVICES_MAX];
 	struct mf_error err = { 0 };
 
-	int n = mf_devices(devices, BASE_ARRAY_LEN(devices), &err);
+	int n = mf_devices(devices, sizeof(devices[0]), BASE_ARRAY_LEN(devices), &err);
 	if (n < 0)
 		return cli_fail(o, &err);
 	n = n < DEVICES_MAX ? n : DEVICES_MAX;

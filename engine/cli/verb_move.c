@@ -30,7 +30,7 @@ struct move {
 
 static void view_progress(void *session, struct mf_progress *ret)
 {
-	mf_session_progress(session, ret);
+	mf_session_progress(session, ret, sizeof(*ret));
 }
 
 static void view_request(void *session, enum mf_request request)

@@ -340,10 +340,11 @@ static int verify_present(struct mf_session *s, struct mf_error *err)
 /* All of it, before the adapter is given any: it is small, and whoever loads it waits for nothing then. */
 static int take_state(struct mf_session *s, struct mf_error *err)
 {
+	uint64_t deadline = base_deadline_ms(60000);
 	int r = 0;
 	while (r == 0 && !s->device.complete) {
 		wire_msg *msg;
-		r = eng_expect(s, WIRE_BODY(STATE), base_deadline_ms(60000), &msg, err);
+		r = eng_expect(s, WIRE_BODY(STATE), deadline, &msg, err);
 		if (r < 0)
 			return r;
 		r = eng_keep_state(s, msg->state->data.data, msg->state->data.len, err);

@@ -56,15 +56,22 @@ static void fill(const struct tp_ops *tp, const struct tp_path *path, struct bas
 	ret->mbit_per_s = path->mbit_per_s;
 }
 
-static unsigned add(struct mf_device *ret, unsigned cap, unsigned n, const struct mf_device *d)
+/* Where a program wants its devices, and how long it thinks one is. */
+struct wanted {
+	char *to;
+	size_t size;
+	unsigned cap;
+};
+
+static unsigned add(const struct wanted *ret, unsigned n, const struct mf_device *d)
 {
-	if (n < cap)
-		ret[n] = *d;
+	if (n < ret->cap)
+		memcpy(ret->to + n * ret->size, d, ret->size < sizeof(*d) ? ret->size : sizeof(*d));
 	return n + 1;
 }
 
 /* What is found by path: every path that is up makes a rail, where the other host has one in its subnet. */
-static unsigned add_paths(struct mf_device *ret, unsigned cap, unsigned n, const struct tp_ops *tp,
+static unsigned add_paths(const struct wanted *ret, unsigned n, const struct tp_ops *tp,
 			  struct base_place *place, bool *ret_better)
 {
 	bool fallback = tp->caps & TP_CAP_TARGET_PROGRESS;
@@ -91,22 +98,23 @@ static unsigned add_paths(struct mf_device *ret, unsigned cap, unsigned n, const
 		else
 			(void)snprintf(d.reason, sizeof(d.reason),
 				       "used when the other host has an RDMA device in its subnet");
-		n = add(ret, cap, n, &d);
+		n = add(ret, n, &d);
 	}
 	for (int i = 0; i < count && i < PATHS_MAX; i++)
 		*ret_better = *ret_better || (!fallback && paths[i].up);
 	return n;
 }
 
-int mf_devices(struct mf_device *ret, unsigned cap, struct mf_error *err)
+int mf_devices(struct mf_device *ret, size_t size, unsigned cap, struct mf_error *err)
 {
+	const struct wanted wanted = { (char *)ret, size, cap };
 	struct base_place *place = NULL;
 	bool better = false;
 	unsigned n = 0;
 	if (base_place_open(NULL, &place, err) < 0)
 		place = NULL; /* distances are not known then */
 	for (const struct tp_ops *const *t = tp_backends(); *t; t++)
-		n = add_paths(ret, cap, n, *t, place, &better);
+		n = add_paths(&wanted, n, *t, place, &better);
 	base_place_close(place);
 	if (err)
 		*err = (struct mf_error){ 0 };

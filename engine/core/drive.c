@@ -120,6 +120,7 @@ static void *run_it(void *arg)
 int mf_session_run(struct mf_session *s, struct mf_error *err)
 {
 	struct eng_drive *d = &s->drive;
+	base_error_clear(err);
 	if (d->kind != NOT_DRIVEN)
 		return base_error(err, -EALREADY, MF_SCOPE_HOST, "the session was started before");
 	d->kind = DRIVEN_BY_RUN;
@@ -133,8 +134,10 @@ int mf_session_run(struct mf_session *s, struct mf_error *err)
 int mf_session_start(struct mf_session *s, enum mf_drive drive, struct mf_error *err)
 {
 	struct eng_drive *d = &s->drive;
-	sigset_t all, before;
+	static const int own[] = { SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS };
+	sigset_t mask, before;
 
+	base_error_clear(err);
 	if (d->kind != NOT_DRIVEN)
 		return base_error(err, -EALREADY, MF_SCOPE_HOST, "the session was started before");
 	if (drive != MF_DRIVE_THREAD && drive != MF_DRIVE_LOOP)
@@ -142,13 +145,17 @@ int mf_session_start(struct mf_session *s, enum mf_drive drive, struct mf_error 
 	if (drive == MF_DRIVE_LOOP && !(d->queue = calloc(EVENTS_QUEUED, sizeof(*d->queue))))
 		return base_error(err, -ENOMEM, MF_SCOPE_HOST, "out of memory");
 	d->kind = drive == MF_DRIVE_LOOP ? DRIVEN_BY_LOOP : DRIVEN_BY_THREAD;
-	/* The program's signals are for its own threads. */
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
+	/* The program's signals are for its own threads; what a callback brings upon itself is for its handler. */
+	sigfillset(&mask);
+	for (size_t i = 0; i < BASE_ARRAY_LEN(own); i++)
+		sigdelset(&mask, own[i]);
+	pthread_sigmask(SIG_SETMASK, &mask, &before);
 	int r = -pthread_create(&d->thread, NULL, run_it, s);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	if (r < 0) {
 		d->kind = NOT_DRIVEN;
+		free(d->queue);
+		d->queue = NULL;
 		return base_error_sys(err, r, MF_SCOPE_HOST, "the session's thread");
 	}
 	(void)pthread_setname_np(d->thread, "mf-session");
@@ -189,6 +196,7 @@ int mf_session_step(struct mf_session *s, struct mf_error *err)
 	struct eng_drive *d = &s->drive;
 	struct eng_said said;
 
+	base_error_clear(err);
 	if (d->kind != DRIVEN_BY_LOOP)
 		return base_error(err, -EINVAL, MF_SCOPE_HOST,
 				  "only a session started with MF_DRIVE_LOOP takes steps");
@@ -223,6 +231,7 @@ int mf_session_step(struct mf_session *s, struct mf_error *err)
 int mf_session_wait(struct mf_session *s, uint64_t timeout_ms, struct mf_error *err)
 {
 	struct eng_drive *d = &s->drive;
+	base_error_clear(err);
 	if (d->kind != DRIVEN_BY_THREAD)
 		return base_error(err, -EINVAL, MF_SCOPE_HOST,
 				  "only a session started with MF_DRIVE_THREAD is waited for");
@@ -235,8 +244,7 @@ int mf_session_wait(struct mf_session *s, uint64_t timeout_ms, struct mf_error *
 		r = pthread_cond_timedwait(&d->changed, &d->lock, &until);
 	bool ended = d->ended;
 	pthread_mutex_unlock(&d->lock);
-	return ended ? take_result(d, err)
-		     : base_error(err, -ETIMEDOUT, MF_SCOPE_OP, "the session goes on");
+	return ended ? take_result(d, err) : 1;
 }
 
 void eng_drive_end(struct mf_session *s)

@@ -69,9 +69,11 @@ enum eng_state {
 /* One region as this side has it. */
 struct eng_region {
 	struct mf_region desc;
-	uint8_t *
-		map; /* all of it: our own mapping, or private memory of this process, which has no second one */
+	/* All of it: our own mapping, or private memory of this process, which has no second one. */
+	uint8_t *map;
 	bool is_private;
+	int holes_fd;          /* knows where it has holes: its file, or pagemap; -1: nobody does */
+	uint64_t holes_offset; /* where the region begins in that file */
 	uint64_t pages;
 	/* Source: pages the destination does not have in their newest form.
 	 * Destination, post-copy: pages that nobody fetches yet. */
@@ -88,7 +90,7 @@ struct eng_memory {
 	/* Destination, where memory is private: pages that are pulled land here first, since the guest must not see half
 	 * of one.  A slot for each operation of each lane. */
 	uint8_t *landing;
-	uint64_t landing_bytes, landing_slot;
+	uint64_t landing_bytes;
 };
 
 /* Events that wait for the program's loop. */
@@ -266,6 +268,8 @@ struct mf_session {
 	int tracker_uffd;
 	struct pgr *pager;
 	int pager_uffd;
+	/* The original, of a guest in this process whose adapter leaves that to us. */
+	int kept_uffd;
 	bool prepared; /* the adapter was; abort() is owed */
 	bool record_written;
 	bool peer_gave_up;        /* it sent Abort */
@@ -376,13 +380,17 @@ int eng_destination_run(struct mf_session *s, struct mf_error *err);
 /* memory.c */
 int eng_memory_map(struct mf_session *s, struct mf_error *err);
 void eng_memory_unmap(struct mf_session *s);
-/* 1: private memory of this process, 0: shared; negative: its addresses are not mapped here, or partly the one and
- * partly the other. */
-int eng_region_is_private(const struct mf_region *d);
+/* 1: private memory of this process, 0: shared, or known by its file; negative: it cannot be moved, and why. */
+int eng_region_is_private(const struct mf_region *d, struct mf_error *err);
 /* Destination: the whole RAM becomes holes. */
 int eng_memory_empty(struct mf_session *s, struct mf_error *err);
-/* Destination, before lanes are opened: room for what is pulled into private memory. */
+/* The next bytes [from, to) of the region, at or after `at`, that may hold something; false: there are none. */
+bool eng_region_next_data(const struct eng_region *r, uint64_t at, uint64_t *ret_from,
+			  uint64_t *ret_to);
+/* Destination, before rails are opened: room for what is pulled into private memory. */
 int eng_landing_open(struct mf_session *s, struct mf_error *err);
+/* The part of it that the rail's lanes use; 0: there is none. */
+uint64_t eng_landing_of(const struct eng_rail *rail, uint8_t **ret_at);
 /* Where the bytes of an operation of that region land. */
 uint8_t *eng_landing_at(const struct eng_lane *lane, uint32_t region, uint64_t first,
 			uint64_t cookie);

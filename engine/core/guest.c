@@ -5,11 +5,12 @@
  */
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "base/clock.h"
+#include "base/cleanup.h"
 #include "core/engine.h"
 
 /* One call, as it travels to the thread that makes it. */
@@ -112,13 +113,15 @@ static int64_t make(struct mf_session *s, struct call call)
 int eng_guest_take_table(struct mf_session *s, const struct mf_adapter_ops *ops,
 			 struct mf_error *err)
 {
-	/* Older programs' tables are shorter, newer ones' longer: what we do not know, we do not call. */
-	size_t known = ops->size < sizeof(s->ops) ? ops->size : sizeof(s->ops);
+	/* Older programs' tables are shorter.  What a newer one would have us fill in may be longer than we know. */
+	if (ops->size > sizeof(s->ops))
+		return base_error(err, -EINVAL, MF_SCOPE_HOST,
+				  "the adapter's table is of a newer memferry than this library");
 	if (ops->size < offsetof(struct mf_adapter_ops, throttle))
 		return base_error(err, -EINVAL, MF_SCOPE_HOST,
 				  "the adapter's table is cut off: set its size to sizeof(struct "
 				  "mf_adapter_ops)");
-	memcpy(&s->ops, ops, known);
+	memcpy(&s->ops, ops, ops->size);
 	ops = &s->ops;
 	if (!ops->describe || !ops->prepare || !ops->pause || !ops->save_state ||
 	    !ops->load_state || !ops->resume || !ops->commit || !ops->abort || !ops->finish)
@@ -169,15 +172,28 @@ int eng_guest_prepare(struct mf_session *s, struct mf_error *err)
 	return (int)make(s, (struct call){ .what = PREPARE, .err = err });
 }
 
+/* As in another process: we work on a duplicate, and while the original is open, a touch of a missing page waits even when
+ * nobody answers any more. */
+static int open_own_userfaultfd(struct mf_session *s, int *ret_fd, struct mf_error *err)
+{
+	assert(s->kept_uffd < 0);
+	int r = pgr_open_userfaultfd(&s->kept_uffd, err);
+	if (r < 0)
+		return r;
+	*ret_fd = fcntl(s->kept_uffd, F_DUPFD_CLOEXEC, 0);
+	return *ret_fd < 0 ? base_error_sys(err, -errno, MF_SCOPE_HOST, "a userfaultfd") : 0;
+}
+
 int eng_open_userfaultfd(struct mf_session *s, int *ret_fd, struct mf_error *err)
 {
 	if (!s->ops.open_userfaultfd)
-		return pgr_open_userfaultfd(ret_fd, err);
+		return open_own_userfaultfd(s, ret_fd, err);
 	return (int)make(s, (struct call){ .what = OPEN_USERFAULTFD, .fd = ret_fd, .err = err });
 }
 
 void eng_close_userfaultfds(struct mf_session *s)
 {
+	base_closep(&s->kept_uffd);
 	if (s->ops.close_userfaultfds)
 		(void)make(s, (struct call){ .what = CLOSE_USERFAULTFDS });
 }
@@ -268,7 +284,9 @@ ssize_t eng_guest_list_needs(struct mf_session *s, void *bytes, size_t cap, stru
 		return 0;
 	ssize_t n = make(
 		s, (struct call){ .what = LIST_NEEDS, .bytes = bytes, .len = cap, .err = err });
-	assert(n < 0 || (size_t)n <= cap);
+	if (n > 0 && (size_t)n > cap)
+		return base_error(err, -EINVAL, MF_SCOPE_SESSION,
+				  "the adapter lists more needs than there is room for");
 	return n;
 }
 

@@ -10,24 +10,82 @@
 #include "base/cleanup.h"
 #include "core/engine.h"
 
-int eng_region_is_private(const struct mf_region *d)
+/* One line of /proc/self/maps. */
+struct mapping {
+	uint64_t from, to, offset, inode;
+	unsigned dev_major, dev_minor;
+	bool is_private, is_writable;
+};
+
+static bool parse_mapping(const char *line, struct mapping *ret)
 {
-	char line[512], perms[8];
-	uint64_t at = d->hva, end = at + d->size, from, to;
-	int found = -EFAULT;
-	if (d->fd >= 0)
-		return 0;
+	char perms[8];
+	if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %7s %" SCNx64 " %x:%x %" SCNu64, &ret->from,
+		   &ret->to, perms, &ret->offset, &ret->dev_major, &ret->dev_minor,
+		   &ret->inode) != 7)
+		return false;
+	ret->is_private = perms[3] == 'p';
+	ret->is_writable = perms[0] == 'r' && perms[1] == 'w';
+	return true;
+}
+
+/* The same kind of memory as what lies before it; of a file also the bytes that follow. */
+static bool continues(const struct mapping *m, const struct mapping *last)
+{
+	return m->is_private == last->is_private && m->inode == last->inode &&
+	       m->dev_major == last->dev_major && m->dev_minor == last->dev_minor &&
+	       (!m->inode || m->offset == last->offset + (last->to - last->from));
+}
+
+/* Looks at all mappings that the region lies in; *ret_first is the first of them. */
+static int look_at_mappings(const struct mf_region *d, struct mapping *ret_first,
+			    struct mf_error *err)
+{
+	char line[512];
+	uint64_t at = d->hva, end = at + d->size;
+	struct mapping m, last = { 0 };
 	base_cleanup(base_fclosep) FILE *f = fopen("/proc/self/maps", "re");
 	while (f && at < end && fgets(line, sizeof(line), f)) {
-		if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %7s", &from, &to, perms) != 3 || to <= at)
+		if (!parse_mapping(line, &m) || m.to <= at)
 			continue;
-		int here = perms[3] == 'p';
-		if (from > at || (found >= 0 && found != here))
-			return -EFAULT;
-		found = here;
-		at = to;
+		if (m.from > at || !m.is_writable)
+			break;
+		if (at != d->hva && !continues(&m, &last))
+			return base_error(
+				err, -EINVAL, MF_SCOPE_HOST,
+				"region %s: its addresses are different kinds of memory, or "
+				"different parts of a file; describe a region for each",
+				d->name);
+		if (at == d->hva)
+			*ret_first = m;
+		last = m;
+		at = m.to;
 	}
-	return at < end ? -EFAULT : found;
+	return at < end ? base_error(
+				  err, -EFAULT, MF_SCOPE_HOST,
+				  "region %s: its addresses are not mapped in this process, to be "
+				  "read and written",
+				  d->name)
+			: 0;
+}
+
+int eng_region_is_private(const struct mf_region *d, struct mf_error *err)
+{
+	struct mapping m = { 0 };
+	int r = d->fd >= 0 ? 0 : look_at_mappings(d, &m, err);
+	if (r < 0 || !m.is_private)
+		return r;
+	if (m.inode)
+		return base_error(
+			err, -EINVAL, MF_SCOPE_HOST,
+			"region %s is a private mapping of a file, which has its bytes in "
+			"two places; map anonymous memory and read the file into it",
+			d->name);
+	if (d->page_size > ENG_PAGE)
+		return base_error(err, -EINVAL, MF_SCOPE_HOST,
+				  "region %s is private memory of huge pages; map it shared",
+				  d->name);
+	return 1;
 }
 
 /* Memory of this process, known by its address.  Shared memory is mapped once more, so that the guest's own
@@ -35,20 +93,32 @@ int eng_region_is_private(const struct mf_region *d)
 static int map_by_address(struct eng_region *r, struct mf_error *err)
 {
 	void *at = (void *)(uintptr_t)r->desc.hva;
-	int private = eng_region_is_private(&r->desc);
+	struct mapping m = { 0 };
+	char path[96];
+	int private = eng_region_is_private(&r->desc, err);
 	if (private < 0)
-		return base_error(err, private, MF_SCOPE_HOST,
-				  "region %s: its addresses are not mapped in this process, or in "
-				  "part shared and in part private",
-				  r->desc.name);
-	r->is_private = private;
-	void *map = private ? at : mremap(at, 0, r->desc.size, MREMAP_MAYMOVE);
+		return private;
+	if (private) {
+		r->is_private = true;
+		r->map = at;
+		r->holes_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+		return 0;
+	}
+	int code = look_at_mappings(&r->desc, &m, err);
+	if (code < 0)
+		return code;
+	void *map = mremap(at, 0, r->desc.size, MREMAP_MAYMOVE);
 	if (map == MAP_FAILED)
 		return base_error_sys(err, -errno, MF_SCOPE_HOST,
-				      "region %s: cannot map its memory once more; give it as one "
-				      "mapping, or by its file",
+				      "region %s: cannot map its memory once more; give it by its "
+				      "file",
 				      r->desc.name);
 	r->map = map;
+	/* Needs privilege; without it, all counts as data. */
+	(void)snprintf(path, sizeof(path), "/proc/self/map_files/%" PRIx64 "-%" PRIx64, m.from,
+		       m.to);
+	r->holes_fd = open(path, O_RDONLY | O_CLOEXEC);
+	r->holes_offset = m.offset + (r->desc.hva - m.from);
 	return 0;
 }
 
@@ -60,12 +130,15 @@ static int map_by_file(struct eng_region *r, struct mf_error *err)
 		return base_error_sys(err, -errno, MF_SCOPE_HOST, "region %s: cannot map it",
 				      r->desc.name);
 	r->map = map;
+	r->holes_fd = r->desc.fd;
+	r->holes_offset = r->desc.offset;
 	return 0;
 }
 
 static int map_region(struct eng_region *r, struct mf_error *err)
 {
 	r->pages = r->desc.size / r->desc.page_size;
+	r->holes_fd = -1;
 	int code = r->desc.fd < 0 ? map_by_address(r, err) : map_by_file(r, err);
 	if (code < 0)
 		return code;
@@ -108,6 +181,8 @@ void eng_memory_unmap(struct mf_session *s)
 		struct eng_region *r = &s->memory.region[i];
 		if (r->map && !r->is_private)
 			(void)munmap(r->map, r->desc.size);
+		if (r->desc.fd < 0)
+			base_closep(&r->holes_fd);
 		if (r->todo)
 			(void)munmap(r->todo, bitmap_words(r->pages) * 8);
 		if (r->present)
@@ -147,18 +222,20 @@ int eng_memory_empty(struct mf_session *s, struct mf_error *err)
 /* Pages that are pulled into private memory come in smaller pieces: every slot of every lane has room for one. */
 #define LANDING_OP (64u << 10)
 
+static uint64_t landing_of_lanes(uint64_t n)
+{
+	return n * ENG_DEPTH * LANDING_OP;
+}
+
 int eng_landing_open(struct mf_session *s, struct mf_error *err)
 {
 	struct eng_memory *m = &s->memory;
-	for (uint32_t i = 0; i < m->n; i++) {
-		const struct eng_region *r = &m->region[i];
-		uint64_t bytes = eng_pull_pages(r) * r->desc.page_size;
-		if (r->is_private && bytes > m->landing_slot)
-			m->landing_slot = bytes;
-	}
-	if (!m->landing_slot)
+	bool any = false;
+	for (uint32_t i = 0; i < m->n; i++)
+		any = any || m->region[i].is_private;
+	if (!any)
 		return 0;
-	m->landing_bytes = m->landing_slot * ENG_DEPTH * eng_lanes_per_rail(s) * s->n_rails;
+	m->landing_bytes = landing_of_lanes((uint64_t)eng_lanes_per_rail(s) * s->n_rails);
 	void *map = mmap(NULL, m->landing_bytes, PROT_READ | PROT_WRITE,
 			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (map == MAP_FAILED)
@@ -167,13 +244,21 @@ int eng_landing_open(struct mf_session *s, struct mf_error *err)
 	return 0;
 }
 
+uint64_t eng_landing_of(const struct eng_rail *rail, uint8_t **ret_at)
+{
+	const struct mf_session *s = rail->session;
+	uint64_t bytes = landing_of_lanes(eng_lanes_per_rail(s));
+	*ret_at = s->memory.landing + bytes * rail->id;
+	return s->memory.landing ? bytes : 0;
+}
+
 uint8_t *eng_landing_at(const struct eng_lane *lane, uint32_t region, uint64_t first,
 			uint64_t cookie)
 {
 	const struct eng_memory *m = &lane->session->memory;
 	const struct eng_region *r = &m->region[region];
-	uint64_t number = (uint64_t)(lane - lane->session->lanes.lane) * ENG_DEPTH + cookie;
-	return r->is_private ? m->landing + number * m->landing_slot
+	uint64_t number = (uint64_t)(lane - lane->session->lanes.lane);
+	return r->is_private ? m->landing + landing_of_lanes(number) + cookie * LANDING_OP
 			     : r->map + first * r->desc.page_size;
 }
 
@@ -195,43 +280,69 @@ int eng_memory_drop_todo(struct mf_session *s, struct mf_error *err)
 	return 0;
 }
 
-/* Pages [first, last] of the region that hold file bytes [from, to). */
-static void seed_bytes(struct eng_region *r, uint64_t from, uint64_t to)
+/* Pages that were touched once, or are swapped out. */
+static bool next_touched(const struct eng_region *r, uint64_t at, uint64_t *ret_from,
+			 uint64_t *ret_to)
 {
-	uint64_t first = from / r->desc.page_size;
-	uint64_t end = (to + r->desc.page_size - 1) / r->desc.page_size;
-	bitmap_set_atomic(r->todo, first, end - first);
+	uint64_t entries[512], base = r->desc.hva / ENG_PAGE, page = at / ENG_PAGE;
+	bool is_in = false;
+	while (page < r->pages) {
+		uint64_t n = r->pages - page < BASE_ARRAY_LEN(entries) ? r->pages - page
+								       : BASE_ARRAY_LEN(entries);
+		ssize_t got = pread(r->holes_fd, entries, n * 8, (off_t)((base + page) * 8));
+		if (got < 8) { /* cannot tell */
+			*ret_from = is_in ? *ret_from : page * ENG_PAGE;
+			*ret_to = r->desc.size;
+			return true;
+		}
+		for (uint64_t i = 0; i < (uint64_t)got / 8; i++, page++) {
+			bool is_there = entries[i] >> 62;
+			if (is_there && !is_in)
+				*ret_from = page * ENG_PAGE;
+			*ret_to = page * ENG_PAGE;
+			if (!is_there && is_in)
+				return true;
+			is_in = is_there;
+		}
+	}
+	*ret_to = r->desc.size;
+	return is_in;
+}
+
+bool eng_region_next_data(const struct eng_region *r, uint64_t at, uint64_t *ret_from,
+			  uint64_t *ret_to)
+{
+	uint64_t size = r->desc.size, base = r->holes_offset;
+	if (at >= size)
+		return false;
+	if (r->is_private && r->holes_fd >= 0)
+		return next_touched(r, at, ret_from, ret_to);
+	/* The descriptor's own position is nobody's business here. */
+	off_t data = lseek(r->holes_fd, (off_t)(base + at), SEEK_DATA);
+	if (data < 0 && errno == ENXIO)
+		return false;
+	/* hugetlbfs cannot tell its holes, nor can who has no file: everything is data there */
+	off_t hole = data < 0 ? -1 : lseek(r->holes_fd, data, SEEK_HOLE);
+	*ret_from = hole > data ? (uint64_t)data - base : at;
+	*ret_to = hole > data && (uint64_t)hole - base < size ? (uint64_t)hole - base : size;
+	return *ret_from < size;
 }
 
 void eng_region_seed(struct eng_region *r, uint64_t first, uint64_t n)
 {
-	uint64_t at = first * r->desc.page_size, size = at + n * r->desc.page_size;
-	uint64_t base = r->desc.offset;
-	while (at < size) {
-		off_t data = lseek(r->desc.fd, (off_t)(base + at), SEEK_DATA);
-		if (data < 0 && errno == ENXIO)
-			return;
-		/* hugetlbfs cannot tell its holes, and addresses have none: everything is data there */
-		off_t hole = data < 0 ? -1 : lseek(r->desc.fd, data, SEEK_HOLE);
-		if (data < 0 || hole <= data)
-			break;
-		uint64_t from = (uint64_t)data - base, to = (uint64_t)hole - base;
-		if (from >= size)
-			return;
-		to = to < size ? to : size;
-		seed_bytes(r, from, to);
+	uint64_t size = r->desc.page_size, at = first * size, end = at + n * size, from, to;
+	while (at < end && eng_region_next_data(r, at, &from, &to) && from < end) {
+		to = to < end ? to : end;
+		uint64_t page = from / size;
+		bitmap_set_atomic(r->todo, page, (to + size - 1) / size - page);
 		at = to;
 	}
-	if (at < size)
-		seed_bytes(r, at, size);
 }
 
 bool eng_region_has_data(const struct eng_region *r, uint64_t at, uint64_t len)
 {
-	uint64_t base = r->desc.offset + at;
-	/* The descriptor's own position is nobody's business here. */
-	off_t data = lseek(r->desc.fd, (off_t)base, SEEK_DATA); /* no file: EBADF, cannot tell */
-	return data < 0 ? errno != ENXIO : (uint64_t)data < base + len;
+	uint64_t from, to;
+	return eng_region_next_data(r, at, &from, &to) && from < at + len;
 }
 
 void eng_memory_seed(struct mf_session *s)
@@ -280,12 +391,13 @@ int eng_keep_state(struct mf_session *s, const void *bytes, size_t len, struct m
 	if (len > ENG_STATE_MAX || want > ENG_STATE_MAX)
 		return base_error(err, -E2BIG, MF_SCOPE_SESSION, "device state of more than 1 GiB");
 	if (want > s->device.cap) {
-		uint8_t *more = realloc(s->device.bytes, want * 2);
+		size_t cap = want * 2 < ENG_STATE_MAX ? want * 2 : ENG_STATE_MAX;
+		uint8_t *more = realloc(s->device.bytes, cap);
 		if (!more)
 			return base_error(err, -ENOMEM, MF_SCOPE_SESSION,
 					  "no memory for the device state");
 		s->device.bytes = more;
-		s->device.cap = want * 2;
+		s->device.cap = cap;
 	}
 	if (len)
 		memcpy(s->device.bytes + s->device.len, bytes, len);

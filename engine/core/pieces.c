@@ -134,9 +134,12 @@ static bool may_put_off(const struct eng_rail *rail, uint32_t piece)
 {
 	const struct mf_session *s = rail->session;
 	uint64_t at, len;
+	const struct eng_region *r = locate(rail, piece, &at, &len);
+	/* Post-copy into private memory goes by the landing; registering would touch the pages that are missing. */
+	if (s->pulling && r->is_private)
+		return true;
 	if (s->params.side != MF_SOURCE || !pins(rail))
 		return false;
-	const struct eng_region *r = locate(rail, piece, &at, &len);
 	return !eng_region_has_data(r, at, len) && !(rail->exposes && has_todo(rail, piece));
 }
 
@@ -202,12 +205,7 @@ int eng_register_start(struct eng_rail *rail, uint32_t exposes, struct mf_error 
 	rail->done = calloc(rail->pieces.total, 1);
 	if (!rail->mr || !rail->done)
 		return base_error(err, -ENOMEM, MF_SCOPE_SESSION, "out of memory");
-	const struct eng_memory *m = &rail->session->memory;
-	int r = m->landing ? tp_mr_reg(rail->domain, m->landing, m->landing_bytes, TP_LOCAL,
-				       &rail->landing_mr, err)
-			   : 0;
-	if (r < 0)
-		return r;
+	int r;
 	rail->exposes = exposes;
 	rail->access = access_for(rail, exposes);
 	rail->announced = rail->woken_at = 0;
@@ -261,8 +259,6 @@ void eng_register_stop(struct eng_rail *rail)
 	eng_register_note(rail);
 	for (uint32_t i = 0; rail->mr && i < rail->pieces.total; i++)
 		tp_mr_dereg(rail->mr[i]);
-	tp_mr_dereg(rail->landing_mr);
-	rail->landing_mr = NULL;
 	free(rail->mr);
 	free(rail->done);
 	rail->mr = NULL;
@@ -660,6 +656,19 @@ static int take_back(struct eng_lane *lane, void *ctx)
 	return tp_lane_revoke(lane->tp, base_deadline_ms(LEND_MS));
 }
 
+/* Private memory is not reached by devices any more; while they pin what is dropped, it would be there twice. */
+static void unpin_private(struct eng_rail *rail)
+{
+	uint32_t n = atomic_load_explicit(&rail->registered, memory_order_acquire);
+	for (uint32_t i = 0; i < n; i++) {
+		uint64_t at, len;
+		if (!locate(rail, i, &at, &len)->is_private)
+			continue;
+		tp_mr_dereg(rail->mr[i]);
+		rail->mr[i] = NULL;
+	}
+}
+
 void eng_withdraw_for_reading(struct mf_session *s)
 {
 	for (uint32_t k = 0; k < s->n_rails; k++) {
@@ -677,5 +686,8 @@ void eng_withdraw_for_reading(struct mf_session *s)
 		struct eng_job job = { .run = take_back };
 		eng_lanes_run_on(rail, false, &job);
 		eng_see_done(s, &job);
+		/* A lane that was lost keeps its windows on them until it is closed. */
+		if (eng_rail_alive(rail) == s->lanes.n_bulk)
+			unpin_private(rail);
 	}
 }

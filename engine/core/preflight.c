@@ -17,16 +17,17 @@
 #include "base/parse.h"
 #include "core/engine.h"
 
-/* A larger one would need too much room to land in, for each operation that may be under way. */
-#define PRIVATE_PAGE_MAX (2u << 20)
-
 void eng_finding(struct mf_session *s, enum mf_verdict verdict, const char *subject,
 		 const char *fmt, ...)
 {
 	struct mf_report *rep = &s->report;
-	if (rep->n_findings == BASE_ARRAY_LEN(rep->findings))
+	struct mf_finding *f;
+	if (rep->n_findings < BASE_ARRAY_LEN(rep->findings))
+		f = &rep->findings[rep->n_findings++];
+	else if (verdict == MF_REFUSE) /* what refuses must be heard */
+		f = &rep->findings[rep->n_findings - 1];
+	else
 		return;
-	struct mf_finding *f = &rep->findings[rep->n_findings++];
 	f->verdict = verdict;
 	(void)snprintf(f->subject, sizeof(f->subject), "%s", subject);
 	va_list ap;
@@ -159,14 +160,7 @@ static void check_kernel(struct mf_session *s)
 	}
 	for (uint32_t i = 0; i < s->guest.n_regions; i++) {
 		const struct mf_region *d = &s->guest.regions[i];
-		bool is_private = eng_region_is_private(d) > 0;
-		if (is_private && d->page_size > PRIVATE_PAGE_MAX) {
-			eng_finding(s, MF_REFUSE, "page faults",
-				    "region %s: pages of private memory are pulled up to a size of "
-				    "2 MiB; map it shared",
-				    d->name);
-			return;
-		}
+		bool is_private = eng_region_is_private(d, NULL) > 0;
 		if (pgr_probe(is_private ? PGR_ANON : PGR_SHARED, d->page_size, &why) < 0) {
 			eng_finding(s, MF_REFUSE, "page faults", "%s", why.msg);
 			return;
@@ -191,6 +185,7 @@ void eng_preflight_local(struct mf_session *s)
 	}
 	for (uint32_t i = 0; i < s->guest.n_regions; i++) {
 		const struct mf_region *d = &s->guest.regions[i];
+		struct mf_error why = { 0 };
 		if (d->fd >= 0)
 			continue;
 		if (s->guest.pid != getpid())
@@ -198,12 +193,8 @@ void eng_preflight_local(struct mf_session *s)
 				s, MF_REFUSE, "guest RAM",
 				"region %s has no shared file behind it, so it cannot be reached",
 				d->name);
-		else if (eng_region_is_private(d) < 0)
-			eng_finding(
-				s, MF_REFUSE, "guest RAM",
-				"region %s: its addresses are not mapped in this process, or in "
-				"part shared and in part private",
-				d->name);
+		else if (eng_region_is_private(d, &why) < 0)
+			eng_finding(s, MF_REFUSE, "guest RAM", "%s", why.msg);
 	}
 	if (!s->guest.n_regions)
 		eng_finding(s, MF_REFUSE, "guest RAM", "the guest has no RAM that can be moved");

@@ -74,6 +74,10 @@ static int open_rail(struct eng_rail *rail, uint32_t exposes, const struct mf_er
 		*err = *memlock;
 		r = memlock->code;
 	}
+	uint8_t *landing;
+	uint64_t bytes = eng_landing_of(rail, &landing);
+	if (r == 0 && bytes)
+		r = tp_mr_reg(rail->domain, landing, bytes, TP_LOCAL, &rail->landing_mr, err);
 	return r < 0 ? r : eng_register_start(rail, exposes, err);
 }
 
@@ -91,6 +95,8 @@ static void close_rail(struct eng_rail *rail)
 	rail->listener = NULL;
 	/* After the lanes: what they were lent must not be deregistered below them. */
 	eng_register_stop(rail);
+	tp_mr_dereg(rail->landing_mr);
+	rail->landing_mr = NULL;
 	tp_domain_close(rail->domain);
 	rail->domain = NULL;
 }
@@ -110,7 +116,9 @@ int eng_rails_open(struct mf_session *s, uint32_t n_bulk, uint32_t exposes, stru
 	struct mf_error memlock[ENG_RAILS_MAX] = { 0 };
 	for (uint32_t k = 0, n = 0; k < s->n_rails; k++) {
 		if (s->rail[k].tp->caps & TP_CAP_PINS)
-			(void)eng_check_memlock(++n * s->memory.bytes, &memlock[k]);
+			(void)eng_check_memlock(
+				++n * (s->memory.bytes + s->memory.landing_bytes / s->n_rails),
+				&memlock[k]);
 	}
 	for (uint32_t k = 0; k < s->n_rails; k++) {
 		if (open_rail(&s->rail[k], exposes, &memlock[k]) == 0)

@@ -271,8 +271,12 @@ static int write_chunk(struct writer *w, uint32_t region, uint64_t first, uint64
 		return 0;
 	if (code == 0)
 		code = await_piece(w, region, first);
-	if (code < 0)
+	if (code < 0) {
+		/* Whoever takes the chunk next does not look it up. */
+		if (w->round->seeds)
+			bitmap_set_atomic(r->todo, first, pages);
 		return code == -ECANCELED ? 0 : code;
+	}
 	if (eng_lane_lacks(w->lane, region, first))
 		return 0; /* registered before the next pass */
 	while (w->n_unflushed == ENG_CHUNKS_UNFLUSHED && code == 0)

@@ -312,19 +312,21 @@ void eng_update_progress(struct mf_session *s, uint32_t round, uint64_t round_by
 	pthread_mutex_unlock(&s->progress_lock);
 }
 
-void mf_session_progress(const struct mf_session *session, struct mf_progress *ret)
+void mf_session_progress(const struct mf_session *session, struct mf_progress *ret, size_t size)
 {
 	struct mf_session *s = (struct mf_session *)session; /* for the lock only */
+	struct mf_progress now;
 	pthread_mutex_lock(&s->progress_lock);
-	*ret = s->progress;
+	now = s->progress;
 	uint64_t started_us = s->started_us;
 	pthread_mutex_unlock(&s->progress_lock);
-	ret->elapsed_ms = started_us ? (base_now_us() - started_us) / 1000 : 0;
-	ret->faults = atomic_load_explicit(&s->faults, memory_order_relaxed);
+	now.elapsed_ms = started_us ? (base_now_us() - started_us) / 1000 : 0;
+	now.faults = atomic_load_explicit(&s->faults, memory_order_relaxed);
 	uint64_t done = atomic_load_explicit(&s->bytes_scanned, memory_order_relaxed);
-	ret->done_bytes = done < ret->round_bytes ? done : ret->round_bytes;
-	if (ret->bytes_per_s && ret->round_bytes)
-		ret->left_ms = (ret->round_bytes - ret->done_bytes) * 1000 / ret->bytes_per_s;
+	now.done_bytes = done < now.round_bytes ? done : now.round_bytes;
+	if (now.bytes_per_s && now.round_bytes)
+		now.left_ms = (now.round_bytes - now.done_bytes) * 1000 / now.bytes_per_s;
+	memcpy(ret, &now, size < sizeof(now) ? size : sizeof(now));
 }
 
 /* ---- life ---- */
@@ -375,6 +377,7 @@ int mf_session_create(const struct mf_session_params *given, struct mf_session *
 		      struct mf_error *err)
 {
 	struct mf_session_params own = { 0 }, *params = &own;
+	base_error_clear(err);
 	if (given->size < offsetof(struct mf_session_params, tracker) || given->size > sizeof(own))
 		return base_error(
 			err, -EINVAL, MF_SCOPE_HOST,
@@ -389,7 +392,7 @@ int mf_session_create(const struct mf_session_params *given, struct mf_session *
 	base_cleanup(destroyp) struct mf_session *s = calloc(1, sizeof(*s));
 	if (!s)
 		return base_error(err, -ENOMEM, MF_SCOPE_HOST, "out of memory");
-	s->listen_fd = s->event_fd = s->tracker_uffd = s->pager_uffd = -1;
+	s->listen_fd = s->event_fd = s->tracker_uffd = s->pager_uffd = s->kept_uffd = -1;
 	pthread_mutex_init(&s->progress_lock, NULL);
 	r = eng_drive_init(&s->drive, err);
 	if (r == 0)
@@ -496,6 +499,9 @@ void mf_session_destroy(struct mf_session *s)
 	eng_drive_end(s);
 	trk_close(s->tracker);
 	base_closep(&s->tracker_uffd);
+	/* Of a guest that lacks pages it stays open, so that touches go on waiting. */
+	if (s->state != ENG_PAUSED)
+		base_closep(&s->kept_uffd);
 	wire_channel_close(s->channel);
 	eng_rails_close(s);
 	base_place_close(s->place);

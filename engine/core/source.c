@@ -153,12 +153,11 @@ static int start_tracking(struct mf_session *s, struct mf_error *err)
 	for (uint32_t k = 0; k < s->n_rails; k++)
 		pins = pins || s->rail[k].tp->caps & TP_CAP_PINS;
 	if (rounds)
-		return eng_tracker_start(s, err);
+		return eng_tracker_start(s, 0, err);
 	/* What is written through pinned pages cannot be collected without holding the guest, and a tracker that clears
 	 * late knows no holes. */
-	const struct trk_ops *t = eng_pick_tracker(s, NULL);
-	if (pins && !(s->guest.flags & MF_GUEST_PINS_RAM) && t && !(t->caps & TRK_CAP_CLEARS_LATE))
-		(void)eng_tracker_start(s, NULL);
+	if (pins && !(s->guest.flags & MF_GUEST_PINS_RAM))
+		(void)eng_tracker_start(s, TRK_CAP_CLEARS_LATE, NULL);
 	return 0;
 }
 

@@ -16,8 +16,8 @@ int eng_round_end(struct mf_session *s, struct mf_round *round, struct mf_error 
 
 /* tracking.c */
 
-/* Tracks from now on; todo holds what there is. */
-int eng_tracker_start(struct mf_session *s, struct mf_error *err);
+/* Tracks from now on; todo holds what there is.  unwanted: TRK_CAP_* that the tracker must not have. */
+int eng_tracker_start(struct mf_session *s, uint32_t unwanted, struct mf_error *err);
 /* What was written goes into todo.  The guest stands still. */
 int eng_collect(struct mf_session *s, struct mf_error *err);
 /* The same, the guest running: where writes may hide from the tracker, it stands still for as long as it is asked.  A

@@ -23,10 +23,10 @@ static struct trk_params tracker_params(const struct mf_session *s, struct trk_r
 	};
 }
 
-/* The first after `last` (NULL: of all) that can track the guest here; *ret_why gets what the best of the others, of
+/* The first after `last` (NULL: of all), without unwanted caps, that can track the guest here; *ret_why gets what the best of the others, of
  * those that are for this kind of guest, says that it lacks. */
 static const struct trk_ops *next_tracker(const struct mf_session *s,
-					  const struct trk_params *params,
+					  const struct trk_params *params, uint32_t unwanted,
 					  const struct trk_ops *last, struct mf_error *ret_why)
 {
 	const struct trk_ops *const *t = trk_backends();
@@ -36,7 +36,7 @@ static const struct trk_ops *next_tracker(const struct mf_session *s,
 		struct mf_error lacks = { 0 };
 		bool is_meant =
 			!strcmp(s->tracker_name, "auto") || !strcmp(s->tracker_name, (*t)->name);
-		if (!is_meant)
+		if (!is_meant || (*t)->caps & unwanted)
 			continue;
 		if (trk_probe(*t, params, &lacks) == 0)
 			return *t;
@@ -56,7 +56,7 @@ const struct trk_ops *eng_pick_tracker(const struct mf_session *s, struct mf_err
 	struct trk_range ranges[MF_REGIONS_MAX];
 	const struct trk_params params = tracker_params(s, ranges);
 	struct mf_error why = { 0 };
-	const struct trk_ops *t = next_tracker(s, &params, NULL, &why);
+	const struct trk_ops *t = next_tracker(s, &params, 0, NULL, &why);
 	if (!t && err)
 		*err = why;
 	return t;
@@ -77,13 +77,13 @@ static int start_one(struct mf_session *s, const struct trk_ops *t, struct trk_p
 }
 
 /* What a probe cannot know shows here: then the next best is tried. */
-static int start_tracker(struct mf_session *s, struct mf_error *err)
+static int start_tracker(struct mf_session *s, uint32_t unwanted, struct mf_error *err)
 {
 	struct trk_range ranges[MF_REGIONS_MAX];
 	struct trk_params params = tracker_params(s, ranges);
 	struct mf_error first = { 0 }, why = { 0 };
 	const struct trk_ops *t = NULL;
-	while ((t = next_tracker(s, &params, t, &why))) {
+	while ((t = next_tracker(s, &params, unwanted, t, &why))) {
 		struct mf_error lacks = { 0 };
 		int r = start_one(s, t, &params, &lacks);
 		if (r == 0) {
@@ -120,9 +120,9 @@ static int forget_first(struct mf_session *s, struct mf_error *err)
 
 /* D1: tracking first, then the list of what to send; and that before memory is registered, which allocates the holes
  * around what is pinned. */
-int eng_tracker_start(struct mf_session *s, struct mf_error *err)
+int eng_tracker_start(struct mf_session *s, uint32_t unwanted, struct mf_error *err)
 {
-	int r = start_tracker(s, err);
+	int r = start_tracker(s, unwanted, err);
 	if (r == 0 && s->tracker->ops->caps & TRK_CAP_CLEARS_LATE)
 		r = forget_first(s, err);
 	if (r < 0) {

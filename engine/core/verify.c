@@ -44,22 +44,16 @@ static uint64_t hash_at(struct hole_reader *h, uint64_t page)
 {
 	const struct eng_region *r = h->r;
 	uint64_t size = r->desc.page_size;
-	if (page >= h->hole_end) {
-		uint64_t at = r->desc.offset + page * size;
-		/* no file: EBADF, cannot tell */
-		off_t data = lseek(r->desc.fd, (off_t)at, SEEK_DATA);
-		off_t hole = data < 0 ? -1 : lseek(r->desc.fd, data, SEEK_HOLE);
-		if (data < 0 && errno == ENXIO) {
+	if (page >= h->data_end && page >= h->hole_end) {
+		uint64_t from, to;
+		if (!eng_region_next_data(r, page * size, &from, &to)) {
 			h->data_end = page;
 			h->hole_end = r->pages;
-		} else if (data < 0 || hole <= data) { /* cannot tell: all data */
-			h->data_end = h->hole_end = r->pages;
-		} else if ((uint64_t)data > at) {
+		} else if (from / size > page) {
 			h->data_end = page;
-			h->hole_end = ((uint64_t)data - r->desc.offset) / size;
+			h->hole_end = from / size;
 		} else {
-			h->data_end = h->hole_end =
-				((uint64_t)hole - r->desc.offset + size - 1) / size;
+			h->data_end = h->hole_end = (to + size - 1) / size;
 		}
 	}
 	return page < h->data_end ? hash_page(r, page) : h->zero_hash;

@@ -44,6 +44,7 @@ PARTS = [
     ("hv-adapters/*", "hv-adapters/shared"),
     ("perf/*", "perf"),
     ("tests/*", "tests"),
+    ("docs/examples/*", "examples"),
 ]
 
 CONTRACTS = {"transport", "tracker", "adapter"}
@@ -64,6 +65,7 @@ MAY = {
     "core": {"base", "wire", "session"} | CONTRACTS,
     "cli": {"base", "adapter", "guests", "session"},
     "perf": {"base", "guests", "session"} | CONTRACTS,
+    "examples": {"base", "adapter", "guests", "session"},
 }
 
 # Include pattern, where it may stand, what to use instead.

@@ -274,7 +274,7 @@ static void dismiss(struct side *destination)
 	pthread_mutex_lock(&m->lock);
 	while (!m->destination_ended) {
 		struct timespec soon;
-		mf_session_progress(destination->session, &progress);
+		mf_session_progress(destination->session, &progress, sizeof(progress));
 		if (progress.phase == MF_PHASE_CONNECT)
 			mf_session_request(destination->session, MF_REQUEST_CANCEL);
 		(void)clock_gettime(CLOCK_REALTIME, &soon);

@@ -39,6 +39,11 @@ static void write_one(struct inside *g)
 	*(volatile uint32_t *)word = ++g->counts[page];
 }
 
+void inside_write(struct inside *g, uint32_t page)
+{
+	*word_of(g, page) = ++g->counts[page];
+}
+
 static void *write_on(void *arg)
 {
 	struct inside *g = arg;
@@ -204,7 +209,11 @@ static int load_state(void *hv, mf_state_read_fn read, void *ctx, struct mf_erro
 static int resume(void *hv, struct mf_error *err)
 {
 	struct inside *g = called(hv);
-	(void)err;
+	if (g->resume_fails) {
+		(void)snprintf(err->msg, sizeof(err->msg), "the guest does not start");
+		err->scope = MF_SCOPE_SESSION;
+		return err->code = -EIO;
+	}
 	g->resumed++;
 	inside_start(g);
 	return 0;

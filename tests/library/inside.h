@@ -41,7 +41,8 @@ struct inside {
 	unsigned prepared, paused, loaded, resumed, aborted, committed, finished, taken;
 	const char *needs;    /* source: what it lists; destination: what it meets */
 	unsigned pause_fails; /* the next calls that fail */
-	uint32_t written_at;  /* of take_written */
+	bool resume_fails;
+	uint32_t written_at; /* of take_written */
 	bool restless; /* take_written always has something to tell: no guest that stands still does */
 };
 
@@ -51,6 +52,8 @@ extern const struct mf_adapter_ops inside_ops;
 void inside_open(struct inside *g, enum inside_memory kind);
 void inside_close(struct inside *g);
 void inside_start(struct inside *g);
+/* Once, while it stands. */
+void inside_write(struct inside *g, uint32_t page);
 bool inside_runs(const struct inside *g);
 /* Stops it and looks at every page: how many are wrong, those that the writer met included. */
 unsigned inside_check(struct inside *g);

@@ -40,6 +40,7 @@ enum mf_code {
 	MF_EUSAGE,          /**< an argument is malformed */
 };
 
+/** Will not grow. */
 struct mf_error {
 	int code;            /**< as returned: 0 or negative */
 	enum mf_scope scope; /**< what it takes down */

@@ -21,7 +21,10 @@
  * Until the hand-off is committed every failure ends with the source guest running,
  * unharmed.  At no time do two guests run.
  *
- * No ABI promise before 1.0; parameter structs begin with their size so that they can grow.
+ * Each function that takes a struct mf_error clears it first.
+ *
+ * No ABI promise before 1.0; structs that a program fills, or has filled, come with their size, so
+ * that they can grow.
  */
 #ifndef MF_SESSION_H
 #define MF_SESSION_H
@@ -257,8 +260,10 @@ MF_API int mf_session_create(const struct mf_session_params *params,
 MF_API int mf_session_run(struct mf_session *session, struct mf_error *err);
 
 enum mf_drive {
-	MF_DRIVE_THREAD, /**< callbacks come in a thread of the session's, with all signals blocked */
-	MF_DRIVE_LOOP,   /**< callbacks come out of mf_session_step() only */
+	/** Callbacks come in a thread of the session's, with all signals blocked but those that a thread
+	 *  brings upon itself (SIGSEGV, SIGBUS, …). */
+	MF_DRIVE_THREAD,
+	MF_DRIVE_LOOP, /**< callbacks come out of mf_session_step() only */
 };
 
 /** Starts the session and returns at once.  0, -EALREADY, -EINVAL, -ENOMEM, or what
@@ -278,22 +283,26 @@ MF_API int mf_session_fd(const struct mf_session *session);
  *  the report's error, also in @p err.  Once ended, further steps say the same; -EINVAL: not in a loop. */
 MF_API int mf_session_step(struct mf_session *session, struct mf_error *err);
 
-/** MF_DRIVE_THREAD: waits for the end, for at most @p timeout_ms.  As mf_session_run(), or
- *  -ETIMEDOUT: it goes on; -EINVAL: no thread of the session's runs it.  From one thread at a time. */
+/** MF_DRIVE_THREAD: waits for the end, for at most @p timeout_ms (UINT64_MAX: for ever).
+ *  1: it goes on.  0: completed (or checked).  Negative: the report's error, also in @p err; -EINVAL:
+ *  no thread of the session's runs it.  From one thread at a time. */
 MF_API int mf_session_wait(struct mf_session *session, uint64_t timeout_ms, struct mf_error *err);
 
 /** Any thread, any time, also from a signal handler.  What comes too late has no effect. */
 MF_API void mf_session_request(struct mf_session *session, enum mf_request request);
 
-/** Any thread. */
-MF_API void mf_session_progress(const struct mf_session *session, struct mf_progress *ret);
+/** Any thread.  Fills @p size bytes, sizeof(struct mf_progress). */
+MF_API void mf_session_progress(const struct mf_session *session, struct mf_progress *ret,
+				size_t size);
 
 /** Valid until mf_session_destroy(); complete when the session has ended. */
 MF_API const struct mf_report *mf_session_report(const struct mf_session *session);
 
 /** NULL: nothing.  Not while mf_session_run() runs, nor from a callback.  A session that was started and
  *  goes on is cancelled and waited for, making the callbacks that come (in a loop's case from here);
- *  beyond the commit, where nothing can be cancelled, that means until every page has arrived. */
+ *  beyond the commit, where nothing can be cancelled, that means until every page has arrived.  A
+ *  destination that ended with MF_OUTCOME_PAUSED leaves a guest of this process as it is: who touches a missing
+ *  page goes on waiting, for as long as the process lives. */
 MF_API void mf_session_destroy(struct mf_session *session);
 
 /** "0.1.0": of the library that is linked, which may be newer than these headers. */
@@ -317,8 +326,9 @@ struct mf_device {
 	bool picked;      /**< by --transport auto */
 	char reason[160]; /**< why it is picked, or not usable */
 };
-/** Fills at most @p cap devices; returns how many there are, or a negative code. */
-MF_API int mf_devices(struct mf_device *ret, unsigned cap, struct mf_error *err);
+/** Fills at most @p cap devices of @p size bytes each, sizeof(struct mf_device); returns how many there are, or a
+ *  negative code. */
+MF_API int mf_devices(struct mf_device *ret, size_t size, unsigned cap, struct mf_error *err);
 
 #ifdef __cplusplus
 }
