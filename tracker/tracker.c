@@ -8,9 +8,13 @@
 #include "base/error.h"
 
 extern const struct trk_ops trk_pagemap_ops;
+extern const struct trk_ops trk_softdirty_ops;
+extern const struct trk_ops trk_writeprotect_ops;
 
 static const struct trk_ops *const backends[] = {
 	&trk_pagemap_ops,
+	&trk_softdirty_ops,
+	&trk_writeprotect_ops,
 	NULL,
 };
 

@@ -21,6 +21,7 @@ PRELUDE = r"""
 kernel_before() { [ "$(printf '%s\n%s\n' "$1" "$(uname -r)" | sort -V | head -n 1)" != "$1" ]; }
 lacks() { ! command -v "$1" >/dev/null; }
 can_kvm() { [ -c /dev/kvm ] && (exec 3<>/dev/kvm) 2>/dev/null; }
+lacks_soft_dirty() { ! grep -q '^VmFlags:.* sd' /proc/self/smaps; }
 huge_pages_below() { [ "$(awk '/^HugePages_Total/ { print $2 }' /proc/meminfo)" -lt "$1" ]; }
 """
 

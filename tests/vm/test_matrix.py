@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-2-Clause
 """
-Whole moves over real verbs: every mode by the number of lanes, demo guests and QEMU's, and what ends before its end.
-Modes that this kernel cannot do are refused, and say why.
+Whole moves over real verbs: every mode by the number of lanes, demo guests and QEMU's, each tracker that the kernel
+has, and what ends before its end.
 """
 import signal
 
-from verbs import ROUNDS, TRACKS, VerbsCase
-from harness import Ram, main
+from verbs import ROUNDS, TRACKERS, VerbsCase
+from harness import Ram, main, timeout
 from harness.qemu import MIB
 
 MODES = "hybrid", "precopy", "postcopy", "warm", "cold"
@@ -40,16 +40,28 @@ class Matrix(VerbsCase):
             self.assertEqual(moved[1], 0)
         return moved
 
-    def refuse(self, mode):
-        send, receive = self.start(mode, DEMO, DEMO)
-        self.assertEqual(send.wait(), 3, send.transcript())
-        self.assertIn("6.7", self.assert_one_sentence(send))
-        receive.signal(signal.SIGINT)
-        self.assertNotEqual(receive.wait(), 0)
-
     def move_demo(self, mode, lanes):
         send, receive = self.start(mode, f"{DEMO},dirty=1M", DEMO, "--lanes", str(lanes))
         self.assertGreaterEqual(sum(self.finish(mode, send, receive)), SIZE)
+        if mode in ROUNDS:
+            self.assertEqual(send.report["tracker"], TRACKERS[0])
+
+    def move_tracked(self, tracker):
+        """Round after round, while the guest writes all over."""
+        source, destination = self.pair(**QEMU)
+        send, receive = self.start("warm", source, destination, "--tracker", tracker)
+        send.event("round", n=3)
+        self.finish("warm", send, receive, source, destination)
+        self.assertEqual(send.report["tracker"], tracker)
+
+    def kill_tracked(self, tracker):
+        """Whoever tracks is killed in the middle: no write of the guest may wait for it."""
+        source, destination = self.pair(**QEMU)
+        send, receive = self.start("warm", source, destination, "--tracker", tracker)
+        send.event("round", n=2)
+        send.signal(signal.SIGKILL)
+        self.assertEqual(receive.wait(), 1, receive.transcript())
+        self.assert_unharmed(source)
 
     def move_qemu(self, mode):
         source, destination = self.pair(**QEMU)
@@ -62,13 +74,13 @@ def add_moves():
         return lambda self: move(self, *args)
 
     for mode in MODES:
-        if mode in ROUNDS and not TRACKS:
-            setattr(Matrix, f"test_{mode}_is_refused", make(Matrix.refuse, mode))
-            continue
         for lanes in LANES:
             setattr(Matrix, f"test_demo_{mode}_{lanes}", make(Matrix.move_demo, mode, lanes))
         if mode != "warm":
             setattr(Matrix, f"test_qemu_{mode}", make(Matrix.move_qemu, mode))
+    for tracker in TRACKERS:
+        setattr(Matrix, f"test_qemu_tracked_by_{tracker}", make(Matrix.move_tracked, tracker))
+        setattr(Matrix, f"test_killed_tracking_by_{tracker}", make(Matrix.kill_tracked, tracker))
 
 
 add_moves()
@@ -76,11 +88,12 @@ add_moves()
 
 class Choice(VerbsCase):
     def test_verbs_is_chosen(self):
-        """So is the mode, where the kernel has what it takes."""
+        """So are the mode and the tracker."""
         receive = self.receive(DEMO)
-        send = self.send(receive.address(), DEMO, *(() if TRACKS else ("--mode", "postcopy")))
+        send = self.send(receive.address(), DEMO)
         self.assert_moved(None, None, send, receive, verified=False)
-        self.assertEqual(send.report["mode"], "hybrid" if TRACKS else "postcopy")
+        self.assertEqual(send.report["mode"], "hybrid")
+        self.assertEqual(send.report["tracker"], TRACKERS[0])
         self.assert_transport("verbs", send, receive)
 
     def test_tcp_when_asked_for(self):
@@ -94,11 +107,11 @@ class Ends(VerbsCase):
     """A move that does not get to its end gives back what it took, too: setUp's check."""
 
     def start(self):
-        """Pages are under way, for seconds: a pass with the guest paused heeds no limit, but then there is much to copy."""
-        guest, *slow = (DEMO, "--mode", "precopy", "--max-bandwidth", "1M") if TRACKS else ("demo:320M", "--mode", "cold")
-        receive = self.receive(guest, "--peer-timeout", "5000")
-        send = self.send(receive.address(), guest, *slow, "--peer-timeout", "5000")
-        send.event("phase", phase="precopy" if TRACKS else "switchover")
+        """Pages are under way, for seconds."""
+        patience = "--peer-timeout", str(int(timeout(5) * 1000))
+        receive = self.receive(DEMO, *patience)
+        send = self.send(receive.address(), DEMO, "--mode", "precopy", "--max-bandwidth", "1M", *patience)
+        send.event("phase", phase="precopy")
         return send, receive
 
     def test_interrupted(self):

@@ -14,8 +14,8 @@ from harness import Case, timeout
 HOST = os.environ.get("MEMFERRY_TEST_HOST", "")
 LINK = os.environ.get("MEMFERRY_TEST_LINK", "")
 KERNEL = tuple(int(n) for n in os.uname().release.split("-")[0].split(".")[:2])
-# Writes are tracked with what 6.7 brought; moves that need no tracking go on older kernels, too.
-TRACKS = KERNEL >= (6, 7)
+# What auto takes, and what it could take: the first needs Linux 6.7, the others are for kernels before it.
+TRACKERS = ("pagemap", "softdirty", "writeprotect") if KERNEL >= (6, 7) else ("softdirty", "writeprotect")
 ROUNDS = "hybrid", "precopy", "warm"
 
 

@@ -44,7 +44,7 @@ struct pagemap {
 	int uffd; /* borrowed */
 	int pagemap_fd;
 	bool is_started;
-	uint32_t n_ranges;
+	uint32_t n_ranges, n_registered;
 	struct trk_range *ranges;
 	struct page_region *vec;
 };
@@ -188,8 +188,9 @@ static void stop(struct trk *trk)
 	struct pagemap *t = pagemap_of(trk);
 	if (!t->is_started)
 		return;
-	/* Clears the protection too.  Fails only where the mapping or the process is gone. */
-	for (uint32_t i = 0; i < t->n_ranges; i++)
+	/* Clears the protection too.  Fails only where the mapping or the process is gone.  Nothing that is not ours: before
+	 * Linux 6.15 any userfaultfd can undo what another has registered. */
+	for (uint32_t i = 0; i < t->n_registered; i++)
 		(void)uffd_unregister(t->uffd, t->ranges[i].addr, t->ranges[i].len);
 	t->is_started = false;
 }
@@ -201,6 +202,7 @@ static int start_range(struct pagemap *t, uint32_t i, struct mf_error *err)
 				 UINT64_C(1) << _UFFDIO_WRITEPROTECT, err);
 	if (code < 0)
 		return code;
+	t->n_registered = i + 1;
 	/* Before the first page is protected: a descriptor from an earlier life could be a
 	 * synchronous one, under which the first write would wait for ever. */
 	uint64_t at = r->addr;
@@ -220,6 +222,7 @@ static int start(struct trk *trk, struct mf_error *err)
 	struct pagemap *t = pagemap_of(trk);
 	assert(!t->is_started);
 	t->is_started = true;
+	t->n_registered = 0;
 	for (uint32_t i = 0; i < t->n_ranges; i++) {
 		int code = start_range(t, i, err);
 		if (code < 0) {

@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* What /proc says of a watched process.  pid 0 is this process. */
+#ifndef TRACKER_PROC_H
+#define TRACKER_PROC_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "base/error.h"
+
+/* "/proc/17/maps"; returns buf. */
+const char *proc_path(char *buf, size_t cap, pid_t pid, const char *file);
+
+/* Descriptor of /proc/PID/pagemap: 8 bytes for every base page of the address space that the process has now. */
+int proc_open_pagemap(pid_t pid, struct mf_error *err);
+/* Whether that address space is still there.  pagemap has an entry for every address while it is, and end of
+ * file afterwards. */
+bool proc_is_alive(int pagemap_fd, uint64_t addr);
+
+struct proc_mapping {
+	uint64_t start, end;
+	unsigned dev_major, dev_minor;
+	uint64_t inode; /* 0: anonymous, private memory */
+};
+
+/* Calls fn for each mapping that overlaps [addr, addr + len), ascending, until it returns other than 0, which is
+ * then returned.  Negative errors of its own come with a record. */
+int proc_each_mapping(pid_t pid, uint64_t addr, uint64_t len,
+		      int (*fn)(const struct proc_mapping *m, void *ctx), void *ctx,
+		      struct mf_error *err);
+
+#endif
