@@ -7,15 +7,15 @@
 
 #include "base/error.h"
 
+extern const struct trk_ops trk_kvmring_ops;
+extern const struct trk_ops trk_kvmlog_ops;
 extern const struct trk_ops trk_pagemap_ops;
 extern const struct trk_ops trk_softdirty_ops;
 extern const struct trk_ops trk_writeprotect_ops;
 
 static const struct trk_ops *const backends[] = {
-	&trk_pagemap_ops,
-	&trk_softdirty_ops,
-	&trk_writeprotect_ops,
-	NULL,
+	&trk_kvmring_ops,   &trk_kvmlog_ops,       &trk_pagemap_ops,
+	&trk_softdirty_ops, &trk_writeprotect_ops, NULL,
 };
 
 const struct trk_ops *const *trk_backends(void)

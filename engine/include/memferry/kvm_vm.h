@@ -43,7 +43,13 @@ struct mf_kvm_vm {
 	/** Rings: says what to call when one is full; NULL takes it back, and returns when no
 	 *  vCPU is inside of it any more.  May be NULL without rings. */
 	void (*set_ring_full)(void *owner, mf_kvm_ring_full_fn full, void *ctx);
-	void *owner; /**< for set_ring_full() */
+	void *owner; /**< for set_ring_full() and kick() */
+	/** Optional: returns when every vCPU that was in guest mode has left it once, or after a deadline of
+	 *  its own; they go on by themselves.  Intel's page modification logging keeps up to 512 written
+	 *  pages in a buffer that only an exit empties, and reading a ring makes no vCPU exit (reading the
+	 *  log does).  Without it such writes are reported late, never lost: by the collect after the
+	 *  next exit, at the latest by the one after the pause. */
+	void (*kick)(void *owner);
 };
 
 #ifdef __cplusplus
