@@ -32,11 +32,14 @@ struct rig_ops {
 	bool (*ended)(struct rig *rig, enum mf_side side);
 	/* A running guest's monitor outlives the adapter's close(). */
 	bool outlives_close;
+	/* The monitor is this process, for both sides. */
+	bool in_process;
 };
 
-extern const struct rig_ops rig_demo, rig_qemu;
+extern const struct rig_ops rig_demo, rig_qemu, rig_kvm;
 
 /* Prints why and exits 77 when this machine cannot run the rig. */
 void rig_qemu_need(void);
+void rig_kvm_need(void);
 
 #endif
