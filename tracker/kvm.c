@@ -108,18 +108,3 @@ int kvm_log_writes(const struct mf_kvm_vm *vm, const struct kvm_pieces *pieces, 
 	}
 	return 0;
 }
-
-void kvm_or_shifted(uint64_t *to, const uint64_t *from, uint64_t first, uint64_t n)
-{
-	unsigned shift = first % 64;
-	for (uint64_t i = 0; i < n; i += 64) {
-		uint64_t at = (first + i) / 64;
-		uint64_t word = from[at] >> shift;
-		/* The word after is touched only when some of it is asked for. */
-		if (shift && n - i > 64 - shift)
-			word |= from[at + 1] << (64 - shift);
-		if (n - i < 64)
-			word &= (UINT64_C(1) << (n - i)) - 1;
-		to[i / 64] |= word;
-	}
-}

@@ -44,7 +44,4 @@ int kvm_log_writes(const struct mf_kvm_vm *vm, const struct kvm_pieces *pieces, 
  * by the process that forked us. */
 bool kvm_is_gone(int code);
 
-/* ORs [first, first + n) of from into to, whose bit 0 is that first. */
-void kvm_or_shifted(uint64_t *to, const uint64_t *from, uint64_t first, uint64_t n);
-
 #endif

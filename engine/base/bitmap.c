@@ -42,6 +42,18 @@ void bitmap_or(uint64_t *to, const uint64_t *from, uint64_t bits)
 		to[w] |= from[w];
 }
 
+uint64_t bitmap_take(uint64_t *from, uint64_t first, uint64_t n, uint64_t *to, uint64_t at)
+{
+	struct extent e;
+	uint64_t taken = 0, next = first;
+	for (; n && bitmap_next_extent(from, next, first + n, n, &e); next = e.first + e.n) {
+		bitmap_set(to, at + (e.first - first), e.n);
+		taken += e.n;
+	}
+	bitmap_clear(from, first, n);
+	return taken;
+}
+
 static uint64_t load_relaxed(const uint64_t *word)
 {
 	return __atomic_load_n(word, __ATOMIC_RELAXED);

@@ -29,6 +29,9 @@ void bitmap_clear(uint64_t *map, uint64_t first, uint64_t n);
 uint64_t bitmap_count(const uint64_t *map, uint64_t first, uint64_t n);
 /* to |= from; both hold `bits` bits. */
 void bitmap_or(uint64_t *to, const uint64_t *from, uint64_t bits);
+/* Moves bits [first, first + n) of from to those of `to` from `at` on: ORs them there, clears them here.  How many
+ * were set. */
+uint64_t bitmap_take(uint64_t *from, uint64_t first, uint64_t n, uint64_t *to, uint64_t at);
 /* First set (clear) bit in [first, end); end when there is none. */
 uint64_t bitmap_next_set(const uint64_t *map, uint64_t first, uint64_t end);
 uint64_t bitmap_next_clear(const uint64_t *map, uint64_t first, uint64_t end);

@@ -99,6 +99,32 @@ static void or_adds_and_keeps(void **state)
 	assert_int_equal(to[1], 4);
 }
 
+/* Wherever a part begins, here and there: its bits arrive, are gone, and none beside them is touched. */
+static void take_moves_a_part(void **state)
+{
+	(void)state;
+	for (uint64_t first = 0; first < 70; first++) {
+		for (uint64_t n = 0; n < 70; n++) {
+			uint64_t at = (first * 7 + n) % 66;
+			uint64_t from[3], was[3], to[3] = { 0x8001, 0, UINT64_C(1) << 40 }, had[3];
+			for (unsigned i = 0; i < 3; i++)
+				from[i] = UINT64_C(0x9e3779b97f4a7c15) * (first + 64 * n + i + 1);
+			memcpy(was, from, sizeof(was));
+			memcpy(had, to, sizeof(had));
+			assert_int_equal(bitmap_take(from, first, n, to, at),
+					 bitmap_count(was, first, n));
+			for (uint64_t i = 0; i < 192; i++) {
+				bool is_part = i >= first && i < first + n;
+				assert_int_equal(bitmap_test(from, i),
+						 !is_part && bitmap_test(was, i));
+				bool came =
+					i >= at && i < at + n && bitmap_test(was, first + (i - at));
+				assert_int_equal(bitmap_test(to, i), bitmap_test(had, i) || came);
+			}
+		}
+	}
+}
+
 /* Both extent walks must give each set bit once, in order, in maximal runs of at most max. */
 static void extents_cover_each_set_bit_once(void **state)
 {
@@ -213,6 +239,7 @@ int main(void)
 		cmocka_unit_test(count_and_next_agree_with_a_walk),
 		cmocka_unit_test(next_stops_at_the_end_given),
 		cmocka_unit_test(or_adds_and_keeps),
+		cmocka_unit_test(take_moves_a_part),
 		cmocka_unit_test(extents_cover_each_set_bit_once),
 		cmocka_unit_test(extent_is_cut_at_the_end_given),
 		cmocka_unit_test(claim_wins_once),

@@ -372,12 +372,8 @@ static int collect(struct trk *trk, uint32_t range, uint64_t first, uint64_t n, 
 	if (t->failed)
 		code = t->failed;
 	/* Only what is protected again may be handed out. */
-	if (!t->failed) {
-		uint64_t *dirty = t->dirty[range];
-		*ret_pages += bitmap_count(dirty, first, n);
-		kvm_or_shifted(bits, dirty, first, n);
-		bitmap_clear(dirty, first, n);
-	}
+	if (!t->failed)
+		*ret_pages += bitmap_take(t->dirty[range], first, n, bits, 0);
 	pthread_mutex_unlock(&t->lock);
 	if (kvm_is_gone(code))
 		return base_error(err, -ESRCH, MF_SCOPE_SESSION,

@@ -275,13 +275,7 @@ static int collect(struct trk *trk, uint32_t range, uint64_t first, uint64_t n, 
 	int code = freeze_run(t->freeze, harvest, t, err);
 	if (code < 0)
 		return code;
-	struct extent e;
-	for (uint64_t at = first; bitmap_next_extent(w->dirty, at, first + n, n, &e);
-	     at = e.first + e.n) {
-		bitmap_set(bits, e.first - first, e.n);
-		*ret_pages += e.n;
-	}
-	bitmap_clear(w->dirty, first, n);
+	*ret_pages += bitmap_take(w->dirty, first, n, bits, 0);
 	return 0;
 }
 

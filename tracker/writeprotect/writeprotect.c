@@ -566,19 +566,6 @@ static int protect_dirty(const struct writeprotect *t, const struct watched *w, 
 	return 0;
 }
 
-static uint64_t take_dirty(struct watched *w, uint64_t at, uint64_t end, uint64_t first,
-			   uint64_t *bits)
-{
-	struct extent e;
-	uint64_t begin = at, pages = 0;
-	for (; bitmap_next_extent(w->dirty, at, end, STEP, &e); at = e.first + e.n) {
-		bitmap_set(bits, e.first - first, e.n);
-		pages += e.n;
-	}
-	bitmap_clear(w->dirty, begin, end - begin);
-	return pages;
-}
-
 static int collect(struct trk *trk, uint32_t range, uint64_t first, uint64_t n, uint64_t *bits,
 		   uint64_t *ret_pages, struct mf_error *err)
 {
@@ -593,7 +580,7 @@ static int collect(struct trk *trk, uint32_t range, uint64_t first, uint64_t n, 
 		(void)serve(t);
 		code = t->lost ?: protect_dirty(t, w, at, end);
 		if (!code)
-			*ret_pages += take_dirty(w, at, end, first, bits);
+			*ret_pages += bitmap_take(w->dirty, at, end - at, bits, at - first);
 		(void)pthread_mutex_unlock(&t->lock);
 	}
 	if (code < 0)
