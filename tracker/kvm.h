@@ -23,6 +23,11 @@ struct kvm_piece {
 	uint64_t len;   /* bytes */
 };
 
+static inline uint64_t kvm_slot_pages(const struct mf_kvm_vm *vm, uint32_t slot)
+{
+	return vm->slots[slot].size / KVM_PAGE;
+}
+
 struct kvm_pieces {
 	uint32_t n;
 	struct kvm_piece *piece; /* by range, then by slot; to be freed */

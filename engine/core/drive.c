@@ -23,6 +23,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/event.h"
+#include "base/thread.h"
 #include "core/engine.h"
 
 /* An event and what it points to. */
@@ -135,7 +136,7 @@ int mf_session_start(struct mf_session *s, enum mf_drive drive, struct mf_error 
 {
 	struct eng_drive *d = &s->drive;
 	static const int own[] = { SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS };
-	sigset_t mask, before;
+	sigset_t mask;
 
 	base_error_clear(err);
 	if (d->kind != NOT_DRIVEN)
@@ -149,9 +150,7 @@ int mf_session_start(struct mf_session *s, enum mf_drive drive, struct mf_error 
 	sigfillset(&mask);
 	for (size_t i = 0; i < BASE_ARRAY_LEN(own); i++)
 		sigdelset(&mask, own[i]);
-	pthread_sigmask(SIG_SETMASK, &mask, &before);
-	int r = -pthread_create(&d->thread, NULL, run_it, s);
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	int r = base_thread_start(&d->thread, &mask, run_it, s);
 	if (r < 0) {
 		d->kind = NOT_DRIVEN;
 		free(d->queue);

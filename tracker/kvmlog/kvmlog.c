@@ -100,18 +100,13 @@ static void close_tracker(struct trk *trk)
 	free(t);
 }
 
-static uint64_t slot_pages(const struct kvmlog *t, uint32_t slot)
-{
-	return t->vm->slots[slot].size / KVM_PAGE;
-}
-
 static bool allocate(struct kvmlog *t)
 {
 	uint64_t slot_words = 0, range_words = 0;
 	t->pending = calloc(t->vm->n_slots, sizeof(*t->pending));
 	for (uint32_t i = 0; t->pending && i < t->pieces.n; i++) {
 		uint32_t s = t->pieces.piece[i].slot;
-		uint64_t words = bitmap_words(slot_pages(t, s));
+		uint64_t words = bitmap_words(kvm_slot_pages(t->vm, s));
 		if (!t->pending[s])
 			t->pending[s] = calloc(words, sizeof(**t->pending));
 		if (!t->pending[s])
@@ -160,7 +155,8 @@ static int start(struct trk *trk, struct mf_error *err)
 	assert(!t->is_started);
 	for (uint32_t s = 0; s < t->vm->n_slots; s++) {
 		if (t->pending[s])
-			memset(t->pending[s], 0, bitmap_words(slot_pages(t, s)) * sizeof(uint64_t));
+			memset(t->pending[s], 0,
+			       bitmap_words(kvm_slot_pages(t->vm, s)) * sizeof(uint64_t));
 	}
 	int code = kvm_log_writes(t->vm, &t->pieces, true, err);
 	if (code < 0)
@@ -243,7 +239,7 @@ static int collect_piece(struct kvmlog *t, const struct kvm_piece *p, uint64_t f
 		or_part(pending, t->got, from, to);
 		report(t, p, t->got, from, to, first);
 	} else {
-		bitmap_or(pending, t->got, slot_pages(t, p->slot));
+		bitmap_or(pending, t->got, kvm_slot_pages(t->vm, p->slot));
 		report(t, p, pending, from, to, first);
 		bitmap_clear(pending, from, to - from);
 	}
@@ -293,7 +289,7 @@ static int clear_part(struct kvmlog *t, uint32_t slot, uint64_t from, uint64_t t
 		bitmap_set(t->mask, e.first - word * 64, e.n);
 	while (!t->mask[n - 1])
 		n--;
-	uint64_t left = slot_pages(t, slot) - word * 64;
+	uint64_t left = kvm_slot_pages(t->vm, slot) - word * 64;
 	struct kvm_clear_dirty_log log = {
 		.slot = t->vm->slots[slot].slot,
 		.num_pages = (uint32_t)(n * 64 < left ? n * 64 : left),

@@ -135,11 +135,6 @@ static void close_tracker(struct trk *trk)
 	free(t);
 }
 
-static uint64_t slot_pages(const struct kvmring *t, uint32_t slot)
-{
-	return t->vm->slots[slot].size / KVM_PAGE;
-}
-
 static bool allocate(struct kvmring *t)
 {
 	uint64_t words = 1;
@@ -152,7 +147,7 @@ static bool allocate(struct kvmring *t)
 			return false;
 	}
 	for (uint32_t s = 0; t->has_bitmap && s < t->vm->n_slots; s++) {
-		uint64_t n = bitmap_words(slot_pages(t, s));
+		uint64_t n = bitmap_words(kvm_slot_pages(t->vm, s));
 		words = n > words ? n : words;
 	}
 	t->log = calloc(words, sizeof(*t->log));
@@ -277,20 +272,17 @@ static void harvest(struct kvmring *t)
 		t->failed = code;
 }
 
-/* Any vCPU's thread. */
-static void ring_full(void *ctx)
-{
-	struct kvmring *t = ctx;
-	pthread_mutex_lock(&t->lock);
-	harvest(t);
-	pthread_mutex_unlock(&t->lock);
-}
-
 static void empty(struct kvmring *t)
 {
 	pthread_mutex_lock(&t->lock);
 	harvest(t);
 	pthread_mutex_unlock(&t->lock);
+}
+
+/* Any vCPU's thread. */
+static void ring_full(void *ctx)
+{
+	empty(ctx);
 }
 
 static void stop(struct trk *trk)
@@ -316,7 +308,7 @@ static int take_log(struct kvmring *t, uint32_t range)
 		log.dirty_bitmap = t->log;
 		if (ioctl(t->vm->vm_fd, KVM_GET_DIRTY_LOG, &log) < 0)
 			return -errno;
-		uint64_t pages = slot_pages(t, p->slot);
+		uint64_t pages = kvm_slot_pages(t->vm, p->slot);
 		for (uint64_t at = bitmap_next_set(t->log, 0, pages); at < pages;
 		     at = bitmap_next_set(t->log, at + 1, pages))
 			note(t, s->slot, at);

@@ -24,6 +24,7 @@
 #include "base/bitmap.h"
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "tracker/proc.h"
 #include "tracker/uapi.h"
 #include "tracker/uffd.h"
 
@@ -85,10 +86,6 @@ static void close_tracker(struct trk *trk)
 
 static int open_tracker(const struct trk_params *params, struct trk **ret_trk, struct mf_error *err)
 {
-	char path[64] = "/proc/self/pagemap";
-	if (params->pid)
-		(void)snprintf(path, sizeof(path), "/proc/%d/pagemap", (int)params->pid);
-
 	struct pagemap *t = calloc(1, sizeof(*t));
 	if (!t)
 		return base_error_sys(err, -ENOMEM, MF_SCOPE_SESSION, "no memory for the tracker");
@@ -98,13 +95,11 @@ static int open_tracker(const struct trk_params *params, struct trk **ret_trk, s
 	t->n_ranges = params->n_ranges;
 	t->ranges = calloc(params->n_ranges, sizeof(*t->ranges));
 	t->vec = calloc(VEC_LEN, sizeof(*t->vec));
-	t->pagemap_fd = open(path, O_RDONLY | O_CLOEXEC);
-	int code = t->pagemap_fd < 0 ? -errno : 0;
-	if (code < 0)
-		base_error_sys(err, code, MF_SCOPE_SESSION, "%s cannot be opened", path);
-	else if (!t->ranges || !t->vec)
+	t->pagemap_fd = proc_open_pagemap(params->pid, err);
+	int code = t->pagemap_fd < 0 ? t->pagemap_fd : 0;
+	if (code == 0 && (!t->ranges || !t->vec))
 		code = base_error_sys(err, -ENOMEM, MF_SCOPE_SESSION, "no memory for the tracker");
-	else
+	if (code == 0)
 		code = uffd_enable(t->uffd, FEATURES, params->ranges[0].addr,
 				   params->ranges[0].page_size, err);
 	if (code < 0) {
@@ -158,18 +153,10 @@ static long scan(const struct pagemap *t, uint64_t flags, uint64_t *at, uint64_t
 	return n;
 }
 
-/* A dead address space reads as one where nothing was written: ask whether it was there all
- * along.  pagemap gives an entry while it lives and end of file afterwards. */
-static bool is_alive(const struct pagemap *t, uint64_t addr)
-{
-	uint64_t entry;
-	return pread(t->pagemap_fd, &entry, sizeof(entry),
-		     (off_t)(addr / BASE_PAGE * sizeof(entry))) == sizeof(entry);
-}
-
+/* A dead address space reads as one where nothing was written: ask whether it was there all along. */
 static int scan_failed(const struct pagemap *t, uint32_t range, int code, struct mf_error *err)
 {
-	if (!is_alive(t, t->ranges[range].addr))
+	if (!proc_is_alive(t->pagemap_fd, t->ranges[range].addr))
 		return base_error(err, -ESRCH, MF_SCOPE_SESSION,
 				  "process %d is gone, its writes cannot be collected",
 				  (int)t->pid);
@@ -307,7 +294,7 @@ static int collect(struct trk *trk, uint32_t range, uint64_t first, uint64_t n, 
 	*ret_pages += to.pages;
 	if (code < 0)
 		return code;
-	return is_alive(t, r->addr) ? 0 : scan_failed(t, range, -ESRCH, err);
+	return proc_is_alive(t->pagemap_fd, r->addr) ? 0 : scan_failed(t, range, -ESRCH, err);
 }
 
 const struct trk_ops trk_pagemap_ops = {

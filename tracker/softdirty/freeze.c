@@ -48,6 +48,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/thread.h"
 
 enum {
 	THREADS_MAX = 4096,
@@ -335,12 +336,9 @@ static void *run_attempt(void *arg)
 /* The program's signals are not for this thread. */
 static int start_thread(pthread_t *ret, struct attempt *a)
 {
-	sigset_t all, before;
+	sigset_t all;
 	(void)sigfillset(&all);
-	(void)pthread_sigmask(SIG_SETMASK, &all, &before);
-	int code = -pthread_create(ret, NULL, run_attempt, a);
-	(void)pthread_sigmask(SIG_SETMASK, &before, NULL);
-	return code;
+	return base_thread_start(ret, &all, run_attempt, a);
 }
 
 int freeze_run(struct freeze *f, int (*fn)(void *ctx, pid_t tid, struct mf_error *err), void *ctx,

@@ -11,6 +11,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/thread.h"
 #include "tracker/uapi.h"
 #include "tracker/uffd.h"
 
@@ -23,15 +24,6 @@ int pgr_fd(const struct pgr *pgr, uint32_t shard)
 {
 	assert(shard < pgr->n_shards);
 	return pgr->uffds[shard];
-}
-
-static void relax(void)
-{
-#if defined(__x86_64__) || defined(__i386__)
-	__builtin_ia32_pause();
-#elif defined(__aarch64__)
-	__asm__ volatile("yield");
-#endif
 }
 
 /* False: an address of none of the ranges. */
@@ -101,7 +93,7 @@ int pgr_next(struct pgr *pgr, uint32_t shard, struct pgr_fault *faults, unsigned
 			return 0;
 		if (now < spin_end) {
 			for (int i = 0; i < 16; i++)
-				relax();
+				base_relax();
 			continue;
 		}
 		int woken = sleep_for_faults(fd, extra_fd, now, deadline_us);

@@ -55,6 +55,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/event.h"
+#include "base/thread.h"
 #include "tracker/proc.h"
 #include "tracker/uapi.h"
 #include "tracker/uffd.h"
@@ -276,15 +277,6 @@ static int serve(struct writeprotect *t)
 
 /* ---- the thread ---- */
 
-static void relax(void)
-{
-#if defined(__x86_64__) || defined(__i386__)
-	__builtin_ia32_pause();
-#elif defined(__aarch64__)
-	__asm__ volatile("yield");
-#endif
-}
-
 static int serve_locked(struct writeprotect *t)
 {
 	(void)pthread_mutex_lock(&t->lock);
@@ -309,7 +301,7 @@ static void *serve_faults(void *arg)
 			spin_end = now + SPIN_US;
 		} else if (now < spin_end) {
 			for (int i = 0; i < 16; i++)
-				relax();
+				base_relax();
 		} else if (poll(p, 2, -1) > 0 && p[0].revents & (POLLERR | POLLNVAL)) {
 			break;
 		}
@@ -326,11 +318,9 @@ static void *serve_faults(void *arg)
 /* The program's signals are not for this thread. */
 static int start_thread(struct writeprotect *t)
 {
-	sigset_t all, before;
+	sigset_t all;
 	(void)sigfillset(&all);
-	(void)pthread_sigmask(SIG_SETMASK, &all, &before);
-	int code = -pthread_create(&t->thread, NULL, serve_faults, t);
-	(void)pthread_sigmask(SIG_SETMASK, &before, NULL);
+	int code = base_thread_start(&t->thread, &all, serve_faults, t);
 	t->has_thread = code == 0;
 	return code;
 }
