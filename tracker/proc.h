@@ -19,16 +19,4 @@ int proc_open_pagemap(pid_t pid, struct mf_error *err);
  * file afterwards. */
 bool proc_is_alive(int pagemap_fd, uint64_t addr);
 
-struct proc_mapping {
-	uint64_t start, end;
-	unsigned dev_major, dev_minor;
-	uint64_t inode; /* 0: anonymous, private memory */
-};
-
-/* Calls fn for each mapping that overlaps [addr, addr + len), ascending, until it returns other than 0, which is
- * then returned.  Negative errors of its own come with a record. */
-int proc_each_mapping(pid_t pid, uint64_t addr, uint64_t len,
-		      int (*fn)(const struct proc_mapping *m, void *ctx), void *ctx,
-		      struct mf_error *err);
-
 #endif

@@ -8,74 +8,60 @@
 #include <sys/mman.h>
 
 #include "base/cleanup.h"
+#include "base/maps.h"
 #include "core/engine.h"
 
-/* One line of /proc/self/maps. */
-struct mapping {
-	uint64_t from, to, offset, inode;
-	unsigned dev_major, dev_minor;
-	bool is_private, is_writable;
+/* The mappings that a region lies in, one after the other. */
+struct looking {
+	const struct mf_region *d;
+	uint64_t at; /* what is before it was looked at */
+	struct base_mapping first, last;
+	struct mf_error *err;
 };
 
-static bool parse_mapping(const char *line, struct mapping *ret)
-{
-	char perms[8];
-	if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %7s %" SCNx64 " %x:%x %" SCNu64, &ret->from,
-		   &ret->to, perms, &ret->offset, &ret->dev_major, &ret->dev_minor,
-		   &ret->inode) != 7)
-		return false;
-	ret->is_private = perms[3] == 'p';
-	ret->is_writable = perms[0] == 'r' && perms[1] == 'w';
-	return true;
-}
-
 /* The same kind of memory as what lies before it; of a file also the bytes that follow. */
-static bool continues(const struct mapping *m, const struct mapping *last)
+static bool continues(const struct base_mapping *m, const struct base_mapping *last)
 {
 	return m->is_private == last->is_private && m->inode == last->inode &&
 	       m->dev_major == last->dev_major && m->dev_minor == last->dev_minor &&
-	       (!m->inode || m->offset == last->offset + (last->to - last->from));
+	       (!m->inode || m->offset == last->offset + (last->end - last->start));
 }
 
-/* Looks at all mappings that the region lies in; *ret_first is the first of them. */
-static int look_at_mappings(const struct mf_region *d, struct mapping *ret_first,
-			    struct mf_error *err)
+/* 1: no need to look further, there is a gap. */
+static int look_at(const struct base_mapping *m, void *ctx)
 {
-	char line[512];
-	uint64_t at = d->hva, end = at + d->size;
-	struct mapping m, last = { 0 };
-	base_cleanup(base_fclosep) FILE *f = fopen("/proc/self/maps", "re");
-	while (f && at < end && fgets(line, sizeof(line), f)) {
-		if (!parse_mapping(line, &m) || m.to <= at)
-			continue;
-		if (m.from > at || !m.is_writable)
-			break;
-		if (at != d->hva && !continues(&m, &last))
-			return base_error(
-				err, -EINVAL, MF_SCOPE_HOST,
-				"region %s: its addresses are different kinds of memory, or "
-				"different parts of a file; describe a region for each",
-				d->name);
-		if (at == d->hva)
-			*ret_first = m;
-		last = m;
-		at = m.to;
-	}
-	return at < end ? base_error(
-				  err, -EFAULT, MF_SCOPE_HOST,
+	struct looking *l = ctx;
+	if (m->start > l->at || !m->may_read || !m->may_write)
+		return 1;
+	if (l->at == l->d->hva)
+		l->first = *m;
+	else if (!continues(m, &l->last))
+		return base_error(l->err, -EINVAL, MF_SCOPE_HOST,
+				  "region %s: its addresses are different kinds of memory, or "
+				  "different parts of a file; describe a region for each",
+				  l->d->name);
+	l->last = *m;
+	l->at = m->end;
+	return 0;
+}
+
+/* Memory of this process: 1 private, 0 shared; *ret_first is the mapping that it begins in. */
+static int look_at_region(const struct mf_region *d, struct base_mapping *ret_first,
+			  struct mf_error *err)
+{
+	struct looking l = { .d = d, .at = d->hva, .err = err };
+	int r = base_each_mapping(0, d->hva, d->size, look_at, &l, err);
+	if (r < 0)
+		return r;
+	if (l.at < d->hva + d->size)
+		return base_error(err, -EFAULT, MF_SCOPE_HOST,
 				  "region %s: its addresses are not mapped in this process, to be "
 				  "read and written",
-				  d->name)
-			: 0;
-}
-
-int eng_region_is_private(const struct mf_region *d, struct mf_error *err)
-{
-	struct mapping m = { 0 };
-	int r = d->fd >= 0 ? 0 : look_at_mappings(d, &m, err);
-	if (r < 0 || !m.is_private)
-		return r;
-	if (m.inode)
+				  d->name);
+	*ret_first = l.first;
+	if (!l.first.is_private)
+		return 0;
+	if (l.first.inode)
 		return base_error(
 			err, -EINVAL, MF_SCOPE_HOST,
 			"region %s is a private mapping of a file, which has its bytes in "
@@ -88,14 +74,20 @@ int eng_region_is_private(const struct mf_region *d, struct mf_error *err)
 	return 1;
 }
 
+int eng_region_is_private(const struct mf_region *d, struct mf_error *err)
+{
+	struct base_mapping first;
+	return d->fd >= 0 ? 0 : look_at_region(d, &first, err);
+}
+
 /* Memory of this process, known by its address.  Shared memory is mapped once more, so that the guest's own
  * mapping can be emptied and armed while ours is written. */
 static int map_by_address(struct eng_region *r, struct mf_error *err)
 {
 	void *at = (void *)(uintptr_t)r->desc.hva;
-	struct mapping m = { 0 };
+	struct base_mapping m;
 	char path[96];
-	int private = eng_region_is_private(&r->desc, err);
+	int private = look_at_region(&r->desc, &m, err);
 	if (private < 0)
 		return private;
 	if (private) {
@@ -104,9 +96,6 @@ static int map_by_address(struct eng_region *r, struct mf_error *err)
 		r->holes_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
 		return 0;
 	}
-	int code = look_at_mappings(&r->desc, &m, err);
-	if (code < 0)
-		return code;
 	void *map = mremap(at, 0, r->desc.size, MREMAP_MAYMOVE);
 	if (map == MAP_FAILED)
 		return base_error_sys(err, -errno, MF_SCOPE_HOST,
@@ -115,10 +104,10 @@ static int map_by_address(struct eng_region *r, struct mf_error *err)
 				      r->desc.name);
 	r->map = map;
 	/* Needs privilege; without it, all counts as data. */
-	(void)snprintf(path, sizeof(path), "/proc/self/map_files/%" PRIx64 "-%" PRIx64, m.from,
-		       m.to);
+	(void)snprintf(path, sizeof(path), "/proc/self/map_files/%" PRIx64 "-%" PRIx64, m.start,
+		       m.end);
 	r->holes_fd = open(path, O_RDONLY | O_CLOEXEC);
-	r->holes_offset = m.offset + (r->desc.hva - m.from);
+	r->holes_offset = m.offset + (r->desc.hva - m.start);
 	return 0;
 }
 

@@ -20,6 +20,7 @@
 #include <sys/sysmacros.h>
 
 #include "base/cleanup.h"
+#include "base/maps.h"
 #include "tracker/proc.h"
 #include "tracker/uffd.h"
 
@@ -122,7 +123,7 @@ static bool can_be_huge_inside(const char *all)
 enum place { PLACE_UNKNOWN, PLACE_TMPFS, PLACE_HUGE_TMPFS };
 
 /* What is mounted with that device number, as the process sees it. */
-static enum place find_mount(pid_t pid, const struct proc_mapping *m)
+static enum place find_mount(pid_t pid, const struct base_mapping *m)
 {
 	char path[64];
 	base_cleanup(base_fclosep) FILE *f =
@@ -150,7 +151,7 @@ struct check {
 	struct mf_error *err;
 };
 
-static int check_mapping(const struct proc_mapping *m, void *ctx)
+static int check_mapping(const struct base_mapping *m, void *ctx)
 {
 	const struct check *c = ctx;
 	char all[32];
@@ -203,7 +204,7 @@ int fit_process(const struct trk_params *params, struct mf_error *err)
 					  "huge pages have no soft-dirty bits (range %u of process "
 					  "%d)",
 					  i, (int)params->pid);
-		code = proc_each_mapping(params->pid, r->addr, r->len, check_mapping, &check, err);
+		code = base_each_mapping(params->pid, r->addr, r->len, check_mapping, &check, err);
 	}
 	return code;
 }

@@ -55,6 +55,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/event.h"
+#include "base/maps.h"
 #include "base/thread.h"
 #include "tracker/proc.h"
 #include "tracker/uapi.h"
@@ -422,7 +423,7 @@ struct registering {
 	struct mf_error *err;
 };
 
-static int register_mapping(const struct proc_mapping *m, void *ctx)
+static int register_mapping(const struct base_mapping *m, void *ctx)
 {
 	struct registering *c = ctx;
 	uint64_t start = m->start > c->r->addr ? m->start : c->r->addr;
@@ -478,7 +479,7 @@ static int register_range(struct writeprotect *t, uint32_t range, struct mf_erro
 	struct registering c = { .t = t, .r = r, .done = r->addr, .err = err };
 	if (!proc_is_alive(t->pagemap_fd, r->addr))
 		return report(t, range, -ESRCH, err);
-	int code = proc_each_mapping(t->pid, r->addr, r->len, register_mapping, &c, err);
+	int code = base_each_mapping(t->pid, r->addr, r->len, register_mapping, &c, err);
 	if (!code && is_async(t, r))
 		code = base_error(err, -EINVAL, MF_SCOPE_SESSION,
 				  "the userfaultfd was made ready for asynchronous tracking: "
