@@ -37,6 +37,14 @@ class Trackers(Case):
         self.assertEqual(send.wait(), 2)
         self.assertIn("--tracker", self.assert_one_sentence(send))
 
+    def start(self, name):
+        """Rounds of a guest that writes all the time go on until told."""
+        source, destination = self.pair(**GUEST)
+        receive = self.receive(destination)
+        send = self.send(receive.address(), source, "--mode", "warm", "--tracker", name)
+        send.event("round", n=2)
+        return source, send, receive
+
     def move(self, name):
         source, destination = self.pair(**GUEST)
         receive = self.receive(destination)
@@ -57,10 +65,7 @@ class Trackers(Case):
         """No write of the guest may wait for a tracker that is gone."""
         for name in self.available():
             with self.subTest(name):
-                source, destination = self.pair(**GUEST)
-                receive = self.receive(destination)
-                send = self.send(receive.address(), source, "--mode", "warm", "--tracker", name)
-                send.event("round", n=2)
+                source, send, receive = self.start(name)
                 send.signal(signal.SIGKILL)
                 self.assertEqual(receive.wait(), 1, receive.transcript())
                 self.assert_unharmed(source)
@@ -68,10 +73,7 @@ class Trackers(Case):
     def test_canceled(self):
         for name in self.available():
             with self.subTest(name):
-                source, destination = self.pair(**GUEST)
-                receive = self.receive(destination)
-                send = self.send(receive.address(), source, "--mode", "warm", "--tracker", name)
-                send.event("round", n=2)
+                source, send, receive = self.start(name)
                 self.tell("cancel")
                 self.assert_aborted(send)
                 self.assertNotEqual(receive.wait(), 0)

@@ -205,9 +205,9 @@ static void await_listening(struct move *m)
 	pthread_mutex_unlock(&m->lock);
 }
 
+/* The guests are open. */
 static void start_both(struct move *m)
 {
-	open_guests(m);
 	start(&m->side[MF_DESTINATION], here());
 	await_listening(m);
 	start(&m->side[MF_SOURCE], m->address);
@@ -229,7 +229,8 @@ static void await_end(struct side *side)
 	side->ended = true;
 }
 
-static void run_move(struct move *m)
+/* From guests that are open to both ends' reports. */
+static void carry_out(struct move *m)
 {
 	start_both(m);
 	while (m->drive == BY_LOOP && turn_loop(m))
@@ -242,6 +243,12 @@ static void run_move(struct move *m)
 			print_message("%s: %s\n", i == MF_SOURCE ? "source" : "destination",
 				      side->error.msg);
 	}
+}
+
+static void run_move(struct move *m)
+{
+	open_guests(m);
+	carry_out(m);
 }
 
 /* After a move that left records behind. */
@@ -261,10 +268,7 @@ static void finish(struct move *m)
 		assert_int_equal(atomic_load(&side->guest.strange_calls), 0);
 		inside_close(&side->guest);
 	}
-	char command[96];
-	(void)snprintf(command, sizeof(command), "rmdir %s",
-		       m->run_dir); /* nothing was left in it */
-	assert_int_equal(system(command), 0);
+	assert_int_equal(rmdir(m->run_dir), 0); /* nothing was left in it */
 	pthread_mutex_destroy(&m->lock);
 	pthread_cond_destroy(&m->listens);
 }
@@ -416,13 +420,7 @@ static void a_callback_that_fails(void **state)
 	plan(&m, BY_LOOP, MF_MODE_PRECOPY);
 	open_guests(&m);
 	m.side[MF_SOURCE].guest.pause_fails = 1;
-	start(&m.side[MF_DESTINATION], here());
-	await_listening(&m);
-	start(&m.side[MF_SOURCE], m.address);
-	while (turn_loop(&m))
-		;
-	for (int i = 0; i < 2; i++)
-		m.side[i].report = *mf_session_report(m.side[i].session);
+	carry_out(&m);
 	assert_int_equal(m.side[MF_SOURCE].result, -EBUSY);
 	assert_non_null(strstr(m.side[MF_SOURCE].error.msg, "does not stand still"));
 	assert_stayed(&m);
@@ -437,13 +435,7 @@ static void a_guest_that_does_not_stand_still(void **state)
 	plan(&m, BY_LOOP, MF_MODE_PRECOPY);
 	open_guests(&m);
 	m.side[MF_SOURCE].guest.restless = true;
-	start(&m.side[MF_DESTINATION], here());
-	await_listening(&m);
-	start(&m.side[MF_SOURCE], m.address);
-	while (turn_loop(&m))
-		;
-	for (int i = 0; i < 2; i++)
-		m.side[i].report = *mf_session_report(m.side[i].session);
+	carry_out(&m);
 	assert_non_null(strstr(m.side[MF_SOURCE].error.msg, "although it is paused"));
 	assert_stayed(&m);
 	finish(&m);
@@ -456,6 +448,7 @@ static void destroyed_while_it_goes_on(void **state)
 	for (int drive = BY_THREAD; drive < DRIVES; drive++) {
 		static struct move m;
 		plan(&m, (enum drive)drive, MF_MODE_WARM);
+		open_guests(&m);
 		start_both(&m);
 		struct side *src = &m.side[MF_SOURCE], *dst = &m.side[MF_DESTINATION];
 		struct mf_progress p = { 0 };
@@ -499,13 +492,7 @@ static void needs_that_are_met_or_not(void **state)
 	plan(&m, BY_LOOP, MF_MODE_HYBRID);
 	open_guests(&m);
 	m.side[MF_SOURCE].guest.needs = "1.21 gigawatts";
-	start(&m.side[MF_DESTINATION], here());
-	await_listening(&m);
-	start(&m.side[MF_SOURCE], m.address);
-	while (turn_loop(&m))
-		;
-	for (int i = 0; i < 2; i++)
-		m.side[i].report = *mf_session_report(m.side[i].session);
+	carry_out(&m);
 	assert_int_equal(m.side[MF_SOURCE].result, -MF_EREFUSED);
 	assert_non_null(strstr(m.side[MF_SOURCE].error.msg, "flux capacitor"));
 	/* Before anything moved. */
@@ -517,13 +504,7 @@ static void needs_that_are_met_or_not(void **state)
 	plan(&m, BY_LOOP, MF_MODE_HYBRID);
 	open_guests(&m);
 	m.side[0].guest.needs = m.side[1].guest.needs = "1.21 gigawatts";
-	start(&m.side[MF_DESTINATION], here());
-	await_listening(&m);
-	start(&m.side[MF_SOURCE], m.address);
-	while (turn_loop(&m))
-		;
-	for (int i = 0; i < 2; i++)
-		m.side[i].report = *mf_session_report(m.side[i].session);
+	carry_out(&m);
 	assert_moved(&m);
 	assert_true(m.side[MF_SOURCE].guest.taken > 0);
 	finish(&m);
@@ -538,13 +519,7 @@ static void needs_that_nobody_can_judge(void **state)
 	open_guests(&m);
 	m.side[MF_SOURCE].guest.needs = "something new";
 	m.side[MF_DESTINATION].ops.size = offsetof(struct mf_adapter_ops, list_needs);
-	start(&m.side[MF_DESTINATION], here());
-	await_listening(&m);
-	start(&m.side[MF_SOURCE], m.address);
-	while (turn_loop(&m))
-		;
-	for (int i = 0; i < 2; i++)
-		m.side[i].report = *mf_session_report(m.side[i].session);
+	carry_out(&m);
 	assert_int_equal(m.side[MF_SOURCE].result, -MF_EREFUSED);
 	assert_non_null(strstr(m.side[MF_SOURCE].error.msg, "cannot judge"));
 	assert_stayed(&m);
@@ -560,13 +535,8 @@ static void expect_no_memory(void *at, const char *words)
 	open_guests(&m);
 	uint8_t *mem = m.side[MF_DESTINATION].guest.mem;
 	m.side[MF_DESTINATION].guest.mem = at;
-	start(&m.side[MF_DESTINATION], here());
-	await_listening(&m);
-	start(&m.side[MF_SOURCE], m.address);
-	while (turn_loop(&m))
-		;
+	carry_out(&m);
 	m.side[MF_DESTINATION].guest.mem = mem;
-	m.side[MF_SOURCE].report = *mf_session_report(m.side[MF_SOURCE].session);
 	assert_int_equal(m.side[MF_SOURCE].result, -MF_EREFUSED);
 	if (!strstr(m.side[MF_SOURCE].error.msg, words))
 		fail_msg("'%s' says nothing of '%s'", m.side[MF_SOURCE].error.msg, words);
