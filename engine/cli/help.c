@@ -7,8 +7,7 @@
 #define HELP_COLUMN 26
 #define LINE_WIDTH  79
 
-/* Prints words from column `at` on, wrapped and indented to HELP_COLUMN. */
-static void print_wrapped(FILE *to, size_t at, const char *text)
+void cli_print_wrapped(FILE *to, size_t at, const char *text)
 {
 	if (at + 2 > HELP_COLUMN) {
 		fputc('\n', to);
@@ -57,7 +56,7 @@ static void print_option(FILE *to, const struct cli_option *option)
 	(void)cli_option_range(option, range, sizeof(range));
 	(void)snprintf(text, sizeof(text), "%s%s%s%s", option->help, range[0] ? " (" : "", range,
 		       range[0] ? ")" : "");
-	print_wrapped(to, at, text);
+	cli_print_wrapped(to, at, text);
 }
 
 void cli_print_help(FILE *to, enum cli_verb verb)
@@ -79,7 +78,7 @@ void cli_print_help(FILE *to, enum cli_verb verb)
 	fputs(any ? "\nmemferry(1) has the rest: guests, exit status, JSON, examples\n" : "", to);
 }
 
-static void print_roff(FILE *to, const char *text)
+void cli_print_roff(FILE *to, const char *text)
 {
 	for (; *text; text++) {
 		if (*text == '-')
@@ -95,15 +94,15 @@ void cli_print_man_options(FILE *to)
 		char range[80];
 
 		fputs(".TP\n\\fB\\-\\-", to);
-		print_roff(to, option->name);
+		cli_print_roff(to, option->name);
 		fputs("\\fR", to);
 		if (option->arg) {
 			fputs(" \\fI", to);
-			print_roff(to, option->arg);
+			cli_print_roff(to, option->arg);
 			fputs("\\fR", to);
 		}
 		fputc('\n', to);
-		print_roff(to, option->help);
+		cli_print_roff(to, option->help);
 		(void)cli_option_range(option, range, sizeof(range));
 		fprintf(to, "%s%s%s\n.br\nWith", range[0] ? " (" : "", range, range[0] ? ")" : "");
 		for (unsigned v = 0; v < CLI_VERB_COUNT; v++) {

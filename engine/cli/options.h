@@ -107,5 +107,9 @@ void cli_print_usage(FILE *to);
 void cli_print_help(FILE *to, enum cli_verb verb);
 /* The man page's option list, in man(7) macros; a test holds the page to it. */
 void cli_print_man_options(FILE *to);
+/* Words from column `at` on, wrapped and indented to the column where help texts stand. */
+void cli_print_wrapped(FILE *to, size_t at, const char *text);
+/* Text with its dashes escaped for man(7). */
+void cli_print_roff(FILE *to, const char *text);
 
 #endif

@@ -64,7 +64,8 @@ MAY = {
     "hv-adapters/*": {"base", "adapter", "guests", "attach", "hv-adapters/shared"},
     "core": {"base", "wire", "session"} | CONTRACTS,
     "cli": {"base", "adapter", "guests", "session"},
-    "perf": {"base", "guests", "session"} | CONTRACTS,
+    # the command's reports and help; how connections are made; what decides about rounds
+    "perf": {"base", "wire", "core", "cli", "guests", "session"} | CONTRACTS,
     "examples": {"base", "adapter", "guests", "session"},
 }
 

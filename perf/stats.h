@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* What many measurements of one thing come to. */
+#ifndef PERF_STATS_H
+#define PERF_STATS_H
+
+#include <stddef.h>
+
+#include <jansson.h>
+
+struct perf_stats {
+	size_t n; /* 0: all else is 0 too */
+	double min, max, mean;
+	double stdev; /* of the sample: divided by n - 1; 0 for one */
+	double p50, p90, p99, p99_9;
+};
+
+/* The least of `sorted` that at least q (0 to 1) of its n > 0 elements do not exceed: nearest rank. */
+double perf_percentile(const double *sorted, size_t n, double q);
+/* Sorts samples, ascending. */
+void perf_stats_of(double *samples, size_t n, struct perf_stats *ret);
+/* The same for rates, where less is worse: p99 is what 99 % of the samples reach or exceed. */
+void perf_stats_of_rates(double *samples, size_t n, struct perf_stats *ret);
+/* {"n", "min", "p50", "p90", "p99", "p99_9", "max", "mean", "stdev"}; NULL when memory ran out. */
+json_t *perf_stats_json(const struct perf_stats *stats);
+
+#endif
