@@ -9,8 +9,10 @@
 
 struct perf_plan {
 	bool is_read;
-	uint64_t size;       /* bytes of one operation */
-	uint64_t iterations; /* of all lanes together; 0: by time */
+	uint64_t size; /* bytes of one operation */
+	uint64_t
+		span; /* bytes of each lane's memory that operations walk through; at least `size` */
+	uint64_t iterations; /* of each lane; 0: by time */
 	uint64_t duration_ms;
 	uint32_t batch; /* operations a post */
 	bool sleep;     /* for completions, instead of polling */

@@ -68,6 +68,9 @@ const struct perf_option perf_option_table[] = {
 	  "of one operation; without it 65536 for bw and 2 for lat, as perftest has it" },
 	{ 'a', "all", NULL, PERF_FLAG, NULL, 0, 0, STREAM, AT(all_sizes),
 	  "all sizes from 2 to 2^23 bytes" },
+	{ 0, "buffer", "BYTES", PERF_SIZE, "0", 0, GIB, V(BW), AT(buffer),
+	  "memory of each lane that operations walk through, on both hosts; 0 is one operation's, as in "
+	  "perftest, which stays in the caches" },
 	{ 'b', "bidirectional", NULL, PERF_FLAG, NULL, 0, 0, V(BW), AT(both_ways),
 	  "both hosts at the same time; figures are of both together" },
 	{ 'n', "iters", "N", PERF_NUMBER, "0", 0, 1000000000, STREAM | V(FAULT), AT(iterations),

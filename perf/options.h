@@ -86,7 +86,7 @@ struct perf_options {
 
 	/* bw, lat */
 	const char *op; /* write, read */
-	uint64_t size;
+	uint64_t size, buffer;
 	bool all_sizes, both_ways;
 	uint64_t iterations; /* 0: the test's own */
 	uint64_t duration_s; /* 0: by iterations */

@@ -6,8 +6,8 @@
  *   client                               server
  *   perf_path_open()     "path" ──▶      perf_path_serve()      opens, listens, answers, accepts
  *        connects        ◀── addresses, keys
- *   ... what the test says over the control connection, ends with "done" ...
- *   perf_path_close()                    perf_path_close()
+ *   ... what the test says over the control connection, ...
+ *   perf_path_end()      "done" ──▶      perf_path_close()
  */
 #ifndef PERF_PATH_H
 #define PERF_PATH_H
@@ -16,12 +16,15 @@
 #include "transport/transport.h"
 
 #define PERF_LANES_MAX 64u
+#define PERF_SLOTS     2u
 
 struct perf_path_params {
 	const char *transport; /* "tcp", "verbs" */
 	const char *
 		device; /* ours; NULL: the one with the control connection's address, or the first that is up */
 	int gid; /* index of our GID; -1: any */
+	uint32_t
+		slot; /* of the server's paths, below PERF_SLOTS: those of one number replace each other */
 	uint32_t lanes;
 	uint32_t depth;     /* operations in flight a lane */
 	uint64_t bytes;     /* memory of each lane, on both ends */
@@ -43,6 +46,7 @@ struct perf_path {
 	const struct tp_ops *ops;
 	struct tp_limits limits;
 	uint64_t bytes;
+	uint32_t slot;
 	uint32_t n;
 	struct perf_end end[PERF_LANES_MAX];
 	bool own_memory;
@@ -63,6 +67,8 @@ int perf_path_open(struct perf_peer *peer, const struct perf_path_params *params
 int perf_path_serve(struct perf_peer *peer, const json_t *request, uint64_t max_bytes,
 		    struct perf_path *path, struct mf_error *err);
 void perf_path_close(struct perf_path *path); /* zeroed: nothing */
+/* Client: has the server close its own first.  Closed in any case; zeroed: nothing. */
+int perf_path_end(struct perf_peer *peer, struct perf_path *path, struct mf_error *err);
 
 /* Threads that keep lanes going whose owner has nothing to post: for a passive side.  busy: poll without sleeping. */
 struct perf_keepers;

@@ -22,5 +22,9 @@ void perf_stats_of(double *samples, size_t n, struct perf_stats *ret);
 void perf_stats_of_rates(double *samples, size_t n, struct perf_stats *ret);
 /* {"n", "min", "p50", "p90", "p99", "p99_9", "max", "mean", "stdev"}; NULL when memory ran out. */
 json_t *perf_stats_json(const struct perf_stats *stats);
+/* What perf_stats_json() made; what is missing is 0. */
+void perf_stats_parse(const json_t *object, struct perf_stats *ret);
+/* Which of n > 0 samples is the median one (nearest rank); n at most 1000. */
+size_t perf_median_of(const double *samples, size_t n);
 
 #endif

@@ -58,8 +58,10 @@ struct perf_service {
 };
 extern const struct perf_service perf_services[]; /* services.c; ends with a NULL name */
 
-/* A path stays open from "path" to "done", or to the end of the connection: services in between find it here. */
-struct perf_path *perf_server_path(struct perf_server *server);
+/* A path stays open from "path" to "done", or to the end of the connection: services in between find it here, by the
+ * request's "slot" (0 without one).  NULL and a sentence when there is none. */
+struct perf_path *perf_server_path(struct perf_server *server, const json_t *request,
+				   struct mf_error *err);
 /* Bytes that one client may make this host allocate. */
 uint64_t perf_server_max_bytes(const struct perf_server *server);
 /* Serves one connected client to its end; for the verb and for mesh, whose processes are both. */

@@ -2,6 +2,7 @@
 /* The registry of backends, and the only callers of their tables. */
 #include "transport/transport.h"
 
+#include <arpa/inet.h>
 #include <assert.h>
 #include <errno.h>
 #include <string.h>
@@ -35,6 +36,21 @@ const struct tp_ops *tp_find(const char *name)
 			return backends[i];
 	}
 	return NULL;
+}
+
+bool tp_are_neighbours(const char *a, uint32_t prefix_a, const char *b, uint32_t prefix_b)
+{
+	uint8_t x[16], y[16];
+	int family = strchr(a, ':') ? AF_INET6 : AF_INET;
+	uint32_t bits = family == AF_INET6 ? 128 : 32;
+	if (prefix_a != prefix_b || prefix_a > bits || inet_pton(family, a, x) != 1 ||
+	    inet_pton(family, b, y) != 1)
+		return false;
+	for (uint32_t i = 0; i < prefix_a; i++) {
+		if ((x[i / 8] ^ y[i / 8]) & 0x80 >> i % 8)
+			return false;
+	}
+	return true;
 }
 
 int tp_domain_open(const struct tp_ops *ops, const struct tp_domain_params *params,

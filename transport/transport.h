@@ -113,6 +113,7 @@ struct tp_path {
 	bool up;
 	uint64_t mbit_per_s; /* 0: not known */
 	int numa_node;       /* -1: not known */
+	int gid_index;       /* -1: has none */
 };
 
 /* What the peer needs to reach an mr: opaque numbers, carried by the control channel. */
@@ -161,6 +162,8 @@ struct tp_ops {
 	const char *name; /* "fabric" */
 	const char *kind; /* as users say it: "tcp", "verbs" */
 	uint32_t caps;
+	/* "libfabric 1.17": what it stands on, for people; returns buf.  NULL: nothing to say. */
+	const char *(*version)(char *buf, size_t cap);
 
 	/* domain - slow path, any one thread.  ops: the table it was called through. */
 	int (*domain_open)(const struct tp_ops *ops, const struct tp_domain_params *params,
@@ -221,6 +224,9 @@ struct tp_ops {
 const struct tp_ops *const *tp_backends(void);
 /* By kind or name: "tcp", "fabric", "verbs"; NULL: not built. */
 const struct tp_ops *tp_find(const char *name);
+
+/* Whether two addresses without ports lie in one subnet, by what both hosts say of its size. */
+bool tp_are_neighbours(const char *a, uint32_t prefix_a, const char *b, uint32_t prefix_b);
 
 /* The one place that calls through the table; argument checks are asserts here. */
 int tp_domain_open(const struct tp_ops *ops, const struct tp_domain_params *params,

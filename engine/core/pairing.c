@@ -5,7 +5,6 @@
  *   source        Describe: its transports, and the paths of those that are found by path
  *   destination   pairs them with its own by subnet; Verdicts: the rails, numbered in order of preference
  */
-#include <arpa/inet.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -130,22 +129,6 @@ static bool offers(const Mf__Wire__Describe *d, const char *kind)
 	return false;
 }
 
-/* Both lie in one subnet, by what both say of its size. */
-static bool are_neighbours(const char *a, uint32_t prefix_a, const char *b, uint32_t prefix_b)
-{
-	uint8_t x[16], y[16];
-	int family = strchr(a, ':') ? AF_INET6 : AF_INET;
-	uint32_t bits = family == AF_INET6 ? 128 : 32;
-	if (prefix_a != prefix_b || prefix_a > bits || inet_pton(family, a, x) != 1 ||
-	    inet_pton(family, b, y) != 1)
-		return false;
-	for (uint32_t i = 0; i < prefix_a; i++) {
-		if ((x[i / 8] ^ y[i / 8]) & 0x80 >> i % 8)
-			return false;
-	}
-	return true;
-}
-
 static struct eng_rail *add_rail(struct mf_session *s, const struct tp_ops *tp, const char *device,
 				 const char *local, const char *peer)
 {
@@ -191,7 +174,7 @@ static unsigned pair_paths(struct mf_session *s, const struct tp_ops *tp,
 						!strcmp(s->rail[k].device, ours[i].device));
 			for (size_t j = 0; !used && j < d->n_paths && j < PATHS_MAX; j++) {
 				const Mf__Wire__Path *p = d->paths[j];
-				bool fits = pass ? are_neighbours(ours[i].address, ours[i].prefix,
+				bool fits = pass ? tp_are_neighbours(ours[i].address, ours[i].prefix,
 								  p->address, p->prefix)
 						 : !strcmp(ours[i].address, s->local_host) &&
 							    !strcmp(p->address, peer_host);

@@ -282,9 +282,16 @@ static int paths(struct tp_path *ret, unsigned cap)
 	return n;
 }
 
+static const char *version(char *buf, size_t cap)
+{
+	(void)snprintf(buf, cap, "libfabric %u.%u", FI_MAJOR(fi_version()), FI_MINOR(fi_version()));
+	return buf;
+}
+
 const struct tp_ops tp_fabric_ops = {
 	.name = "fabric",
 	.kind = "tcp",
+	.version = version,
 	.caps = TP_CAP_TARGET_PROGRESS,
 	.domain_open = domain_open,
 	.domain_close = domain_close,

@@ -483,9 +483,17 @@ static void domain_stats(const struct tp_domain *base, struct tp_domain_stats *r
 	};
 }
 
+/* rdma-core's libraries cannot be asked; this is what it was built with. */
+static const char *version(char *buf, size_t cap)
+{
+	(void)snprintf(buf, cap, "librdmacm " MF_VERBS_VERSION);
+	return buf;
+}
+
 const struct tp_ops tp_verbs_ops = {
 	.name = "verbs",
 	.kind = "verbs",
+	.version = version,
 	.caps = TP_CAP_PINS, /* the target's device answers by itself */
 	.domain_open = domain_open,
 	.domain_close = domain_close,

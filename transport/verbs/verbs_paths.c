@@ -56,8 +56,8 @@ static uint64_t mbit_of(uint8_t speed)
 	}
 }
 
-/* The GID that stands for the address, or the first of an InfiniBand port. */
-static void describe_gid(struct ibv_context *context, uint8_t port, bool infiniband,
+/* The GID that stands for the address, or the first of an InfiniBand port: its index, or -1. */
+static int describe_gid(struct ibv_context *context, uint8_t port, bool infiniband,
 			 const struct sockaddr_storage *addr, char *ret, size_t cap)
 {
 	struct ibv_gid_entry *table base_cleanup(base_freep) = calloc(GIDS_MAX, sizeof(*table));
@@ -80,9 +80,10 @@ static void describe_gid(struct ibv_context *context, uint8_t port, bool infinib
 			continue;
 		(void)snprintf(ret, cap, ", GID %u %s", at->gid_index,
 			       inet_ntop(AF_INET6, at->gid.raw, text, sizeof(text)));
-		return;
+		return (int)at->gid_index;
 	}
 	*ret = '\0';
+	return -1;
 }
 
 /* False: none of ours. */
@@ -100,7 +101,8 @@ static bool describe(const struct rdma_cm_id *id, const struct tp_interface *int
 	tp_path_of(interface, ret_path);
 	(void)snprintf(ret_path->device, sizeof(ret_path->device), "%s",
 		       ibv_get_device_name(device));
-	describe_gid(id->verbs, id->port_num, infiniband, &interface->addr, gid, sizeof(gid));
+	ret_path->gid_index = describe_gid(id->verbs, id->port_num, infiniband, &interface->addr,
+					   gid, sizeof(gid));
 	(void)snprintf(ret_path->detail, sizeof(ret_path->detail), "port %u, %s%s", id->port_num,
 		       infiniband ? "InfiniBand" : "RoCE v2", gid);
 	ret_path->up = port.state == IBV_PORT_ACTIVE;
