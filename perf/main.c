@@ -16,6 +16,7 @@ static const perf_verb_fn verb_functions[PERF_VERB_COUNT] = {
 	[PERF_SERVER] = perf_verb_server,
 	[PERF_BW] = perf_verb_bw,
 	[PERF_LAT] = perf_verb_lat,
+	[PERF_MIGRATE] = perf_verb_migrate,
 };
 
 static enum perf_exit exit_of(int code)

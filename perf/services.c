@@ -8,6 +8,7 @@
 #include "base/clock.h"
 #include "perf/bw.h"
 #include "perf/doc.h"
+#include "perf/migrate.h"
 #include "perf/path_priv.h"
 #include "perf/verbs.h"
 
@@ -102,6 +103,12 @@ static int serve_lat(struct perf_server *server, struct perf_peer *peer, const j
 	return path ? perf_lat_serve(peer, request, path, err) : -EINVAL;
 }
 
+static int serve_migrate(struct perf_server *server, struct perf_peer *peer, const json_t *request,
+			 struct mf_error *err)
+{
+	return perf_migrate_serve(peer, request, server->max_bytes, err);
+}
+
 static const struct perf_local *find_local(const char *test)
 {
 	const struct perf_local *local = perf_locals;
@@ -130,9 +137,9 @@ static int serve_local(struct perf_server *server, struct perf_peer *peer, const
 }
 
 const struct perf_service perf_services[] = {
-	{ "facts", serve_facts }, { "verbs", serve_verbs }, { "path", serve_path },
-	{ "done", serve_done },   { "bw", serve_bw },       { "lat", serve_lat },
-	{ "local", serve_local }, { NULL, NULL },
+	{ "facts", serve_facts }, { "verbs", serve_verbs },     { "path", serve_path },
+	{ "done", serve_done },   { "bw", serve_bw },           { "lat", serve_lat },
+	{ "local", serve_local }, { "migrate", serve_migrate }, { NULL, NULL },
 };
 
 const struct perf_local perf_locals[] = {
