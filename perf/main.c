@@ -7,7 +7,7 @@
 #include "base/clock.h"
 #include "cli/report.h"
 #include "perf/doc.h"
-
+#include "perf/plot.h"
 #include "perf/verbs.h"
 
 #define CONNECT_MS 10000u
@@ -84,14 +84,15 @@ static int keep(const struct perf_run *run, struct mf_error *err)
 		ret = perf_doc_write(run->doc, "-", err);
 	if (!ret && o->json_file)
 		ret = perf_doc_write(run->doc, o->json_file, err);
-
+	if (!ret && o->plot)
+		ret = perf_plot(run->doc, o->plot, err);
 	return ret;
 }
 
 static int run_test(struct perf_run *run, struct mf_error *err)
 {
 	const struct perf_options *o = run->o;
-	int ret = 0;
+	int ret = o->plot ? perf_plot_check(o->plot, err) : 0;
 
 	if (ret)
 		return ret;
