@@ -13,9 +13,8 @@
 #define CONNECT_MS 10000u
 
 static const perf_verb_fn verb_functions[PERF_VERB_COUNT] = {
-	[PERF_SERVER] = perf_verb_server,
-	[PERF_BW] = perf_verb_bw,
-	[PERF_LAT] = perf_verb_lat,
+	[PERF_SERVER] = perf_verb_server,   [PERF_BW] = perf_verb_bw,
+	[PERF_LAT] = perf_verb_lat,         [PERF_FAULT] = perf_verb_fault,
 	[PERF_MIGRATE] = perf_verb_migrate,
 };
 

@@ -52,7 +52,7 @@ const struct perf_option perf_option_table[] = {
 	  "this host's RDMA device or network interface, as memferry devices names it" },
 	{ 'x', "gid-index", "N", PERF_NUMBER, NULL, 0, 1023, STREAM | V(FAULT), AT(gid),
 	  "this host's address with that GID index" },
-	{ 'q', "qp", "N", PERF_NUMBER, "1", 1, 64, LANES, AT(lanes),
+	{ 'q', "qp", "N", PERF_NUMBER, "1", 1, 64, LANES & ~V(FAULT), AT(lanes),
 	  "lanes: connections, each with a queue pair and a thread" },
 	{ 't', "tx-depth", "N", PERF_NUMBER, "128", 1, 4096, LANES, AT(depth),
 	  "operations in flight a lane" },

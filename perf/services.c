@@ -18,6 +18,8 @@
 struct perf_server {
 	uint64_t max_bytes;
 	struct perf_path path[PERF_SLOTS];
+	struct perf_keepers *keepers; /* of one of the paths, between "keep" and "keep_stop" */
+	struct perf_cpu kept_since;
 };
 
 uint64_t perf_server_max_bytes(const struct perf_server *server)
@@ -48,6 +50,11 @@ struct perf_path *perf_server_path(struct perf_server *server, const json_t *req
 	return NULL;
 }
 
+static void stop_keepers(struct perf_server *server)
+{
+	perf_keepers_stop(BASE_TAKE_PTR(server->keepers));
+}
+
 static int serve_facts(struct perf_server *server, struct perf_peer *peer, const json_t *request,
 		       struct mf_error *err)
 {
@@ -72,6 +79,7 @@ static int serve_path(struct perf_server *server, struct perf_peer *peer, const 
 
 	if (!path)
 		return -EINVAL;
+	stop_keepers(server);
 	perf_path_close(path);
 	return perf_path_serve(peer, request, server->max_bytes, path, err);
 }
@@ -83,8 +91,44 @@ static int serve_done(struct perf_server *server, struct perf_peer *peer, const 
 
 	if (!path)
 		return -EINVAL;
+	stop_keepers(server);
 	perf_path_close(path);
 	return perf_peer_send(peer, json_object(), err);
+}
+
+/* The client works on this host's memory by itself. */
+static int serve_keep(struct perf_server *server, struct perf_peer *peer, const json_t *request,
+		      struct mf_error *err)
+{
+	struct perf_path *path = perf_server_path(server, request, err);
+
+	if (!path)
+		return -EINVAL;
+	if (server->keepers)
+		return base_error(err, -EBUSY, MF_SCOPE_SESSION, "lanes are kept going already");
+	int ret = perf_keepers_start(path, json_is_true(json_object_get(request, "busy")),
+				     &server->keepers, err);
+	if (ret)
+		return ret;
+	perf_cpu_now(&server->kept_since);
+	return perf_peer_send(peer, json_object(), err);
+}
+
+static int serve_keep_stop(struct perf_server *server, struct perf_peer *peer,
+			   const json_t *request, struct mf_error *err)
+{
+	json_t *answer = json_object();
+	struct perf_cpu spent;
+
+	(void)request;
+	if (!server->keepers) {
+		json_decref(answer);
+		return base_error(err, -EINVAL, MF_SCOPE_SESSION, "no lanes are kept going");
+	}
+	perf_cpu_since(&server->kept_since, &spent);
+	stop_keepers(server);
+	perf_put(answer, "cpu", perf_cpu_json(&spent));
+	return perf_peer_send(peer, answer, err);
 }
 
 static int serve_bw(struct perf_server *server, struct perf_peer *peer, const json_t *request,
@@ -137,9 +181,19 @@ static int serve_local(struct perf_server *server, struct perf_peer *peer, const
 }
 
 const struct perf_service perf_services[] = {
-	{ "facts", serve_facts }, { "verbs", serve_verbs },     { "path", serve_path },
-	{ "done", serve_done },   { "bw", serve_bw },           { "lat", serve_lat },
-	{ "local", serve_local }, { "migrate", serve_migrate }, { NULL, NULL },
+	/* clang-format off */
+	{ "facts", serve_facts },
+	{ "verbs", serve_verbs },
+	{ "path", serve_path },
+	{ "done", serve_done },
+	{ "bw", serve_bw },
+	{ "lat", serve_lat },
+	{ "keep", serve_keep },
+	{ "keep_stop", serve_keep_stop },
+	{ "migrate", serve_migrate },
+	{ "local", serve_local },
+	{ NULL, NULL },
+	/* clang-format on */
 };
 
 const struct perf_local perf_locals[] = {
@@ -226,6 +280,7 @@ int perf_serve_client(struct perf_peer *peer, uint64_t max_bytes, struct mf_erro
 			ret = perf_peer_send_error(peer, &failure, &end);
 		}
 	}
+	stop_keepers(server);
 	for (unsigned i = 0; i < PERF_SLOTS; i++)
 		perf_path_close(&server->path[i]);
 	/* A client that has what it wanted just ends the connection. */
