@@ -2,6 +2,7 @@
 #include "perf/peer.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -64,6 +65,7 @@ static int new_peer(int fd, struct perf_peer **ret, struct mf_error *err)
 		return base_error(err, -ENOMEM, MF_SCOPE_SESSION, "out of memory");
 	}
 	peer->fd = fd;
+	(void)fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK); /* waits have deadlines */
 	watch_over(fd);
 	wire_local_host(fd, peer->local, sizeof(peer->local));
 	wire_peer_name(fd, peer->remote, sizeof(peer->remote));
