@@ -15,6 +15,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/zero.h"
 #include "core/engine.h"
 
 /* Cookies of flushes: beyond every slot. */
@@ -62,20 +63,6 @@ void eng_chunk_at(const struct mf_session *s, uint64_t n, uint32_t *ret_region, 
 		}
 		n -= here;
 	}
-}
-
-/* Whole words of a page that is read anyway when it is sent: most pages with data show it in the first. */
-static bool is_zero(const uint8_t *page, uint64_t size)
-{
-	const uint64_t *word = (const uint64_t *)page;
-	if (word[0] | word[size / 16] | word[size / 8 - 1])
-		return false;
-	for (uint64_t i = 0; i < size / 8; i += 8) {
-		if (word[i] | word[i + 1] | word[i + 2] | word[i + 3] | word[i + 4] | word[i + 5] |
-		    word[i + 6] | word[i + 7])
-			return false;
-	}
-	return true;
 }
 
 /* Completions, if any; blocks for one when asked to and something is in flight. */
@@ -189,7 +176,7 @@ static int write_extent(struct writer *w, uint32_t region, const struct extent *
 	uint64_t size = r->desc.page_size, end = e->first + e->n, from = e->first, zero = 0;
 	int code = 0;
 	for (uint64_t page = e->first; w->round->skip_zero && page < end && code == 0; page++) {
-		if (!is_zero(r->map + page * size, size))
+		if (!base_is_zero(r->map + page * size, size))
 			continue;
 		zero++;
 		if (page > from)

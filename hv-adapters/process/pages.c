@@ -2,8 +2,9 @@
 #include "hv-adapters/process/pages.h"
 
 #include <assert.h>
-#include <string.h>
 #include <xxhash.h>
+
+#include "base/zero.h"
 
 #define STAMP_MAGIC 0x6d66706167650001u
 
@@ -158,19 +159,13 @@ bool page_starts_zero(const struct plan *plan, uint64_t page)
 	return mix(mix(plan->seed + 1) ^ page) % 100 < plan->zero;
 }
 
-static bool is_zero(const void *at)
-{
-	const unsigned char *bytes = at;
-	return !bytes[0] && !memcmp(bytes, bytes + 1, STAMP_PAGE - 1);
-}
-
 bool page_check(const void *at, const struct plan *plan, uint32_t writer, uint64_t page,
 		uint64_t generation)
 {
 	const struct stamp *stamp = at;
 
 	if (!generation && page_starts_zero(plan, page))
-		return is_zero(at);
+		return base_is_zero(at, STAMP_PAGE);
 	return stamp->magic == STAMP_MAGIC && stamp->page == page &&
 	       stamp->generation == generation && stamp->writer == writer &&
 	       stamp->checksum == checksum(stamp, stamp_key(plan, writer, page, generation));
