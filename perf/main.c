@@ -13,9 +13,10 @@
 #define CONNECT_MS 10000u
 
 static const perf_verb_fn verb_functions[PERF_VERB_COUNT] = {
-	[PERF_SERVER] = perf_verb_server,   [PERF_BW] = perf_verb_bw,
-	[PERF_LAT] = perf_verb_lat,         [PERF_FAULT] = perf_verb_fault,
-	[PERF_MIGRATE] = perf_verb_migrate,
+	[PERF_SERVER] = perf_verb_server,     [PERF_BW] = perf_verb_bw,
+	[PERF_LAT] = perf_verb_lat,           [PERF_FAULT] = perf_verb_fault,
+	[PERF_REGISTER] = perf_verb_register, [PERF_SCAN] = perf_verb_scan,
+	[PERF_TRACK] = perf_verb_track,       [PERF_MIGRATE] = perf_verb_migrate,
 };
 
 static enum perf_exit exit_of(int code)

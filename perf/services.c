@@ -8,6 +8,7 @@
 #include "base/clock.h"
 #include "perf/bw.h"
 #include "perf/doc.h"
+#include "perf/local.h"
 #include "perf/migrate.h"
 #include "perf/path_priv.h"
 #include "perf/verbs.h"
@@ -169,9 +170,8 @@ static int serve_local(struct perf_server *server, struct perf_peer *peer, const
 	const json_t *options = json_object_get(request, "options");
 	json_t *answer = json_object(), *rows = json_array();
 
-	(void)server;
 	int ret = local && json_is_object(options)
-			  ? local->run(options, rows, err)
+			  ? local->run(options, server->max_bytes, rows, err)
 			  : base_error(err, -EINVAL, MF_SCOPE_SESSION, "there is no such test");
 	perf_put(answer, "rows", rows);
 	if (!ret)
@@ -197,6 +197,9 @@ const struct perf_service perf_services[] = {
 };
 
 const struct perf_local perf_locals[] = {
+	{ "register", local_register },
+	{ "scan", local_scan },
+	{ "track", local_track },
 	{ NULL, NULL },
 };
 
@@ -219,6 +222,8 @@ static int run_there(struct perf_run *run, const char *test, const json_t *optio
 
 	perf_put(request, "test", json_string(test));
 	perf_put(request, "options", json_deep_copy(options));
+	/* It names a device of this host. */
+	(void)json_object_del(json_object_get(request, "options"), "ib-dev");
 	int ret = perf_peer_call(run->peer, "local", request, base_deadline_ms(IDLE_MS), &answer,
 				 err);
 	if (!ret)
@@ -233,7 +238,7 @@ int perf_local_run(struct perf_run *run, const char *test, const json_t *options
 	const struct perf_local *local = find_local(test);
 	json_t *rows = json_array();
 
-	int ret = local->run(options, rows, err);
+	int ret = local->run(options, UINT64_MAX, rows, err);
 	if (!ret)
 		add_rows(run, rows, "client");
 	json_decref(rows);

@@ -70,9 +70,10 @@ int perf_serve_client(struct perf_peer *peer, uint64_t max_bytes, struct mf_erro
 /*
  * register, scan and track need no other host; with one, the server does the same and sends its rows: {"do":
  * "local", "test": "scan", "options": {...}}.  A local test takes its options as JSON, so that both hosts are told the
- * same, and returns rows (an array), each with "cpu": {"client": ...}.
+ * same, and returns rows (an array), each with "cpu": {"client": ...}.  max_bytes: memory that it may take.
  */
-typedef int (*perf_local_fn)(const json_t *options, json_t *ret_rows, struct mf_error *err);
+typedef int (*perf_local_fn)(const json_t *options, uint64_t max_bytes, json_t *ret_rows,
+			     struct mf_error *err);
 struct perf_local {
 	const char *test;
 	perf_local_fn run;
