@@ -133,10 +133,9 @@ void tp_path_of(const struct tp_interface *interface, struct tp_path *ret_path)
 	socklen_t len = sa->sa_family == AF_INET6 ? sizeof(struct sockaddr_in6)
 						  : sizeof(struct sockaddr_in);
 
-	*ret_path = (struct tp_path){ .prefix = interface->prefix,
-				      .up = interface->up,
-				      .numa_node = -1,
-				      .gid_index = -1 };
+	*ret_path = (struct tp_path){
+		.prefix = interface->prefix, .up = interface->up, .numa_node = -1, .gid_index = -1
+	};
 	memcpy(ret_path->interface, interface->name, sizeof(ret_path->interface));
 	if (getnameinfo(sa, len, ret_path->address, sizeof(ret_path->address), NULL, 0,
 			NI_NUMERICHOST))

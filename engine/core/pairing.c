@@ -174,10 +174,11 @@ static unsigned pair_paths(struct mf_session *s, const struct tp_ops *tp,
 						!strcmp(s->rail[k].device, ours[i].device));
 			for (size_t j = 0; !used && j < d->n_paths && j < PATHS_MAX; j++) {
 				const Mf__Wire__Path *p = d->paths[j];
-				bool fits = pass ? tp_are_neighbours(ours[i].address, ours[i].prefix,
-								  p->address, p->prefix)
-						 : !strcmp(ours[i].address, s->local_host) &&
-							    !strcmp(p->address, peer_host);
+				bool fits =
+					pass ? tp_are_neighbours(ours[i].address, ours[i].prefix,
+								 p->address, p->prefix)
+					     : !strcmp(ours[i].address, s->local_host) &&
+							!strcmp(p->address, peer_host);
 				if (taken[j] || !fits || strcmp(p->transport, tp->kind))
 					continue;
 				/* The last one is left for what the move falls back on. */

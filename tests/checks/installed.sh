@@ -16,6 +16,7 @@ need() {
 }
 lib=$(cd "$prefix" && dirname "$(find . -name libmemferry.so.0 | head -n 1)")
 need bin/memferry
+need bin/memferry-perf
 need "$lib/libmemferry.so"
 need "$lib/libmemferry.so.0"
 need "$lib/pkgconfig/memferry.pc"
@@ -23,7 +24,7 @@ for header in adapter error guests kvm_vm region session; do
 	need "include/memferry/$header.h"
 done
 extra=$(cd "$prefix" && find . ! -type d ! -name 'libmemferry.so*' ! -name memferry.pc \
-	! -path './include/memferry/*.h' ! -path './bin/memferry' ! -path './share/man/*' \
+	! -path './include/memferry/*.h' ! -path './bin/memferry' ! -path './bin/memferry-perf' ! -path './share/man/*' \
 	! -path './share/doc/*')
 [ -z "$extra" ] || { echo "installed, but nobody asked for it: $extra"; missing=1; }
 [ "$missing" = 0 ]
@@ -54,4 +55,5 @@ else
 	echo "the example was built; running it needs root"
 fi
 "$prefix/bin/memferry" --version
+"$prefix/bin/memferry-perf" --version
 echo "ok: installed tree, version $(pkg-config --modversion memferry)"

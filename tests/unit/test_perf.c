@@ -386,7 +386,7 @@ static void requests_are_checked(void **state)
 		{ "path",
 		  "{\"transport\":\"tcp\",\"lanes\":2,\"depth\":1,\"bytes\":33554433,\"token\":"
 		  "\"0000000000000000000000000000000000000000000000000000000000000000\"}",
-		  "2 lanes of 33554433 bytes are more than the server gives to a client (64.0 "
+		  "2 lanes of 33554433 bytes are more than the server gives to a client (64.00 "
 		  "MiB); see its "
 		  "--max-memory" },
 		{ "path",

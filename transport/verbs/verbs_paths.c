@@ -58,7 +58,7 @@ static uint64_t mbit_of(uint8_t speed)
 
 /* The GID that stands for the address, or the first of an InfiniBand port: its index, or -1. */
 static int describe_gid(struct ibv_context *context, uint8_t port, bool infiniband,
-			 const struct sockaddr_storage *addr, char *ret, size_t cap)
+			const struct sockaddr_storage *addr, char *ret, size_t cap)
 {
 	struct ibv_gid_entry *table base_cleanup(base_freep) = calloc(GIDS_MAX, sizeof(*table));
 	struct in6_addr want = { 0 };
