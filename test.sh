@@ -42,7 +42,8 @@ esac
 . tests/support/packages.sh # `needed` is what the other Debian's root gets as well
 check_packages=(g++ git)
 [ "$VERSION_CODENAME" = bookworm ] && check_packages+=(clang-format)
-full_packages=(clang debootstrap busybox-static cpio xz-utils) # the last for tests/vm
+full_packages=(clang debootstrap busybox-static cpio xz-utils # the last three for tests/vm
+	iperf3 libfabric-bin perftest)                         # perf/versus
 
 mkdir -p build
 tally=$PWD/build/tally

@@ -2,7 +2,16 @@
 """Medians, ratios, and tables of them."""
 from statistics import median
 
-MIB = 1 << 20
+KIB, MIB = 1 << 10, 1 << 20
+
+# Of streams, by key: what it is, how it is printed, whether more is better.
+FIGURES = {
+    "gb_per_s": ("GB/s", "{:.3g}", True),
+    "cpu_s_per_gb": ("CPU s for 1 GB", "{:.3g}", False),
+    "median_us": ("median µs", "{:.1f}", False),
+    "mean_us": ("mean µs", "{:.1f}", False),
+    "p99_us": ("p99 µs", "{:.1f}", False),
+}
 
 
 def middle(results, value):
@@ -83,3 +92,45 @@ def compare(contenders, results, value, what):
     by, least, most = ratio(results[ours.name], results[theirs.name], value)
     return (f"{what}: {theirs.name} needs {by:.2f} times as much as {ours.name} "
             f"({least:.2f} to {most:.2f} in single turns).")
+
+
+def say(key, value):
+    name, form, _ = FIGURES[key]
+    return f"{name} {form.format(value)}"
+
+
+def stream_row(job, peer, ours, theirs, key):
+    """One figure that both have: theirs, ours, and how many times better ours is."""
+    what, form, more = FIGURES[key]
+
+    def value(result):
+        return result[key]
+
+    by, least, most = ratio(theirs, ours, value) if more else ratio(ours, theirs, value)
+    cells = [cell for side in (theirs, ours) for cell in (form.format(middle(side, value)), spread(side, value, form))]
+    return [f"{job}, {what}", peer, *cells, f"{by:.2f}", f"{least:.2f} to {most:.2f}"]
+
+
+def stream_table(jobs, results):
+    rows = []
+    for job in jobs:
+        by_name = results[job.name]
+        ours = next(by_name[c.name] for c in job.contenders if c.ours)
+        for peer in [c.name for c in job.contenders if not c.ours]:
+            rows += [stream_row(job.name, peer, ours, by_name[peer], key)
+                     for key in FIGURES if key in ours[0] and key in by_name[peer][0]]
+    return render(["", "peer", "peer's", "spread", "memferry's", "spread", "ratio", "in single turns"], rows)
+
+
+def gap(results):
+    """
+    One sentence. An operation costs a + b * bytes; a / b bytes cost as much as one more operation: what a transport's limits.gap
+    is meant to be.
+    """
+    rates = [results[f"write {size} KiB"]["memferry"] for size in (4, 64)]
+    small, large = (size * KIB / middle(r, lambda x: x["gb_per_s"]) for size, r in zip((4, 64), rates))
+    per_byte = (large - small) / (60 * KIB)
+    if per_byte <= 0 or small <= per_byte * 4 * KIB:
+        return "memferry: what one more operation costs is lost in the noise: writes of 4 KiB were as fast as of 64 KiB."
+    by_size = small / per_byte - 4 * KIB
+    return f"memferry: one more operation costs as much as {by_size:.0f} bytes more in one, by its writes of 4 and of 64 KiB."

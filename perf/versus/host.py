@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 
 GIB = 1 << 30
-PREFIX = "memferry-bench-"
+PREFIX = "memferry-versus-"
 TICK = os.sysconf("SC_CLK_TCK")
 MADV_POPULATE_WRITE = 23
 
@@ -99,8 +99,8 @@ def first_line(*command):
         return "not known"
 
 
-def describe(qemu, root):
-    """What figures depend on."""
+def describe(root, packages):
+    """What figures depend on; the packages' versions, too."""
     thp = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     model = [x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
     return {
@@ -109,6 +109,6 @@ def describe(qemu, root):
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB),
         "kernel": platform.release(),
         "thp": thp.read_text().strip() if thp.exists() else "none",
-        "qemu": first_line(qemu, "--version"),
+        "packages": {name: first_line("dpkg-query", "-W", "-f", "${Version}", name) for name in packages},
         "commit": first_line("git", "-C", str(root), "describe", "--always", "--dirty"),
     }

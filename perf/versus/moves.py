@@ -127,8 +127,18 @@ class Pair(contextlib.ExitStack):
             raise Failed(f"the guest found wrong pages\n{self.destination.transcript()}")
 
 
-class ByMemferry:
+class Mover:
+    """guest: what to move, set before measure()."""
+
+    guest = None
     backing = "shm"
+
+    def measure(self, warm):
+        with Pair(self.guest, self.backing) as pair:
+            return self.move(pair, check=warm)
+
+
+class ByMemferry(Mover):
 
     def __init__(self, lanes, postcopy=False):
         self.name = f"memferry, {lanes} lane{'s' if lanes > 1 else ''}"
@@ -167,17 +177,20 @@ class ByMemferry:
                       mover_cpu, anon, report["bytes_written"] + report["bytes_read"], touch)
 
 
-class ByQemu:
-    """Its own defaults, but for the bandwidth limit and what is named here."""
+class ByQemu(Mover):
+    """Its own defaults, but for the bandwidth limit and what is named here. preempt: only with postcopy."""
 
-    def __init__(self, backing, channels=0, postcopy=False):
-        what = "post-copy, preempt" if postcopy else f"multifd {channels}" if channels else "plain"
+    def __init__(self, backing, channels=0, postcopy=False, preempt=False):
+        what = f"multifd {channels}" if channels else "plain"
+        if postcopy:
+            what = "post-copy, preempt" if preempt else "post-copy"
         self.name = f"QEMU {what}, {'shared file' if backing == 'shm' else 'anonymous'}"
         self.ours = False
         self.backing = backing
         self._postcopy = postcopy
         self._capabilities = ["multifd"] if channels else []
-        self._capabilities += ["postcopy-ram", "postcopy-preempt"] if postcopy else []
+        self._capabilities += ["postcopy-ram"] if postcopy else []
+        self._capabilities += ["postcopy-preempt"] if preempt else []
         self._parameters = {"max-bandwidth": UNLIMITED}
         if channels:
             self._parameters["multifd-channels"] = channels

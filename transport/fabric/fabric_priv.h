@@ -46,7 +46,7 @@
 /* One read or write; more would keep a lane's other work waiting for too long. */
 #define FAB_OP_MAX (1ull << 30)
 /* fi_rma_bw over loopback, 1.17: 4 KiB at 0.9 GB/s, 1 MiB at 4.3: an operation costs 3.6 us, in
- * which 15 KiB go.  Between 4 and 64 KiB, where copying dominates, transport_bench says 4 to 7. */
+ * which 15 KiB go.  Between 4 and 64 KiB, where copying dominates, perf/versus says 4 to 7. */
 #define FAB_GAP (16ull << 10)
 /* The provider's limit for connection data, in both versions. */
 #define FAB_CM_DATA_MAX 256

@@ -43,7 +43,7 @@
 /* One read or write; more would keep a lane's other work waiting for too long. */
 #define VRB_OP_MAX (1ull << 30)
 /* A queue pair of ConnectX-4 starts 2.6 million writes a second (perftest, 2 bytes) and moves 12
- * GB/s at 100 Gbit/s: 4.6 KB go in the time of one.  Soft-RoCE: 0.5 to 1.5 KiB (transport_bench). */
+ * GB/s at 100 Gbit/s: 4.6 KB go in the time of one.  Soft-RoCE: 0.5 to 1.5 KiB (perf/versus). */
 #define VRB_GAP (4ull << 10)
 /* Tries again of a request without acknowledgement, and without a receive.  Three bits each; 7 is
  * for ever with the latter, and with Soft-RoCE also with the former (rxe_comp.c). */
