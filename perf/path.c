@@ -166,7 +166,7 @@ int path_take_remotes(struct perf_path *path, const json_t *remotes, struct mf_e
 		const json_t *o = json_array_get(remotes, i);
 		if (!parse_hex(perf_text(o, "addr"), &path->end[i].remote.addr) ||
 		    !parse_hex(perf_text(o, "key"), &path->end[i].remote.key))
-			return base_error(err, -MF_EPEER, MF_SCOPE_SESSION,
+			return base_error(err, -EINVAL, MF_SCOPE_SESSION,
 					  "the other host's addresses make no sense");
 	}
 	return 0;
