@@ -17,6 +17,7 @@ static const perf_verb_fn verb_functions[PERF_VERB_COUNT] = {
 	[PERF_LAT] = perf_verb_lat,           [PERF_FAULT] = perf_verb_fault,
 	[PERF_REGISTER] = perf_verb_register, [PERF_SCAN] = perf_verb_scan,
 	[PERF_TRACK] = perf_verb_track,       [PERF_MIGRATE] = perf_verb_migrate,
+	[PERF_ESTIMATE] = perf_verb_estimate,
 };
 
 static enum perf_exit exit_of(int code)

@@ -119,8 +119,8 @@ const struct perf_option perf_option_table[] = {
 	  "in which order" },
 	{ 0, "zero", "PERCENT[,...]", PERF_NUMBERS, "0", 0, 100, V(MIGRATE), AT(zero),
 	  "share of its pages that are zero" },
-	{ 0, "mode", "hybrid|precopy|postcopy|cold", PERF_WORDS, "hybrid", 0, 0, MOVES, AT(modes),
-	  "how pages move, as with memferry send" },
+	{ 0, "mode", "hybrid|precopy|postcopy|cold", PERF_WORDS, NULL, 0, 0, MOVES, AT(modes),
+	  "how pages move, as with memferry send; without it hybrid for migrate, and all for estimate" },
 	{ 0, "max-downtime", "MS", PERF_NUMBER, "300", 1, 3600000, MOVES, AT(max_downtime_ms),
 	  "as with memferry send" },
 	{ 0, "max-bandwidth", "BYTES_PER_S", PERF_SIZE, "0", 0, TIB, MOVES, AT(max_bandwidth),
@@ -129,7 +129,7 @@ const struct perf_option perf_option_table[] = {
 	  "compare every page on both hosts at the end" },
 	{ 0, "guest", "GUEST", PERF_TEXT, NULL, 0, 0, V(ESTIMATE), AT(guest),
 	  "the running guest to watch: qemu:QMP_SOCKET" },
-	{ 0, "watch", "SECONDS", PERF_NUMBER, "10", 1, 3600, MOVES, AT(watch_s),
+	{ 0, "watch", "SECONDS", PERF_NUMBER, "10", 1, 3600, V(ESTIMATE), AT(watch_s),
 	  "how long to watch the guest's writes" },
 	{ 0, "against", "REPORT", PERF_TEXT, NULL, 0, 0, V(ESTIMATE), AT(against),
 	  "what memferry send --json printed: say how far off the estimate in --estimate was" },
@@ -149,7 +149,7 @@ const struct perf_option perf_option_table[] = {
 	  "JSON to standard output, tables to standard error" },
 	{ 0, "out_json_file", "FILE", PERF_TEXT, NULL, 0, 0, MEASURE, AT(json_file),
 	  "JSON to a file; tables as ever" },
-	{ 0, "plot", "FILE.svg|FILE.png", PERF_TEXT, NULL, 0, 0, LANES, AT(plot),
+	{ 0, "plot", "FILE.svg|FILE.png", PERF_TEXT, NULL, 0, 0, LANES & ~V(ESTIMATE), AT(plot),
 	  "draw the results, by gnuplot" },
 
 	{ 0, "listen", "ADDR", PERF_TEXT, NULL, 0, 0, V(SERVER), AT(listen),
@@ -470,6 +470,8 @@ int perf_parse(enum perf_verb verb, int argc, char *const argv[], struct perf_op
 					   words[i], perf_verbs[verb].name, ret->host);
 		ret->host = words[i];
 	}
+	if (!ret->modes)
+		ret->modes = verb == PERF_ESTIMATE ? "precopy,hybrid,postcopy,cold" : "hybrid";
 	return check_whole(ret, err);
 }
 

@@ -5,6 +5,10 @@
 
 #include <memferry/session.h>
 
+/* What a switchover costs without a page: pause, state, hand-off.  Replaced by nothing better before it was
+ * done once; QEMU's is 25 to 40 ms. */
+#define CONVERGE_SWITCHOVER_US 40000
+
 /* Fed once a round; zeroed before the first. */
 struct converge {
 	uint64_t bytes_per_s; /* of the data plane; kept from the last round that was long enough */

@@ -10,9 +10,6 @@
 #include "core/converge.h"
 #include "core/source.h"
 
-/* What a switchover costs without a page: pause, state, hand-off.  Replaced by nothing better before it was
- * done once; QEMU's is 25 to 40 ms. */
-#define SWITCHOVER_US 40000
 /* Warm: rounds need not chase each other. */
 #define WARM_PAUSE_MS 200
 /* How much a guest that outruns the link is slowed: QEMU's own steps. */
@@ -172,7 +169,7 @@ int eng_source_precopy(struct mf_session *s, bool *ret_postcopy, struct mf_error
 			.round_us = us,
 			.round_bytes = round.bytes,
 			.dirty_bytes = round.dirty_pages * ENG_PAGE,
-			.overhead_us = SWITCHOVER_US,
+			.overhead_us = CONVERGE_SWITCHOVER_US,
 			.max_downtime_us = s->params.max_downtime_ms * 1000,
 			.cutover = eng_requested(s, MF_REQUEST_CUTOVER),
 			.postcopy = eng_requested(s, MF_REQUEST_POSTCOPY),
