@@ -177,6 +177,11 @@ void perf_peer_shutdown(struct perf_peer *peer)
 	(void)shutdown(peer->fd, SHUT_RDWR);
 }
 
+int perf_peer_fd(const struct perf_peer *peer)
+{
+	return peer->fd;
+}
+
 const char *perf_peer_local(const struct perf_peer *peer)
 {
 	return peer->local;

@@ -27,6 +27,9 @@ void perf_peer_close(struct perf_peer *peer); /* NULL: nothing */
 /* Ends whatever waits for it, from any thread. */
 void perf_peer_shutdown(struct perf_peer *peer);
 
+/* For poll(2): readable when something has come, or the other has ended. */
+int perf_peer_fd(const struct perf_peer *peer);
+
 /* Our address, and the other's, as the connection has them: without a port. */
 const char *perf_peer_local(const struct perf_peer *peer);
 const char *perf_peer_remote(const struct perf_peer *peer);
