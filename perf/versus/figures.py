@@ -100,8 +100,12 @@ def say(key, value):
 
 
 def stream_row(job, peer, ours, theirs, key):
-    """One figure that both have: theirs, ours, and how many times better ours is."""
+    """One figure, of the turns in which both have it: theirs, ours, and how many times better ours is."""
     what, form, more = FIGURES[key]
+    both = [(o, t) for o, t in zip(ours, theirs) if key in o and key in t]
+    if not both:
+        return [f"{job}, {what}", peer] + ["-"] * 6
+    ours, theirs = zip(*both)
 
     def value(result):
         return result[key]
@@ -114,11 +118,10 @@ def stream_row(job, peer, ours, theirs, key):
 def stream_table(jobs, results):
     rows = []
     for job in jobs:
-        by_name = results[job.name]
-        ours = next(by_name[c.name] for c in job.contenders if c.ours)
-        for peer in [c.name for c in job.contenders if not c.ours]:
-            rows += [stream_row(job.name, peer, ours, by_name[peer], key)
-                     for key in FIGURES if key in ours[0] and key in by_name[peer][0]]
+        ours = next(c for c in job.contenders if c.ours)
+        for peer in [c for c in job.contenders if not c.ours]:
+            rows += [stream_row(job.name, peer.name, results[job.name][ours.name], results[job.name][peer.name], key)
+                     for key in FIGURES if key in ours.keys and key in peer.keys]
     return render(["", "peer", "peer's", "spread", "memferry's", "spread", "ratio", "in single turns"], rows)
 
 

@@ -23,14 +23,21 @@ class Perf(Contender):
 
 
 class Bandwidth(Perf):
+    keys = ("gb_per_s", "cpu_s_per_gb")
+
     def __init__(self, place, transport, op, size, lanes, seconds, *args):
         super().__init__(place, transport, "bw", op, size, "-q", lanes, "-D", seconds, *args)
 
     def _figures(self, row):
-        return {"gb_per_s": row["median_bytes_per_s"] / GB, "cpu_s_per_gb": GB / row["bytes_per_cpu_s"]}
+        figures = {"gb_per_s": row["median_bytes_per_s"] / GB}
+        if row["bytes_per_cpu_s"]:  # too short to take a measurable time
+            figures["cpu_s_per_gb"] = GB / row["bytes_per_cpu_s"]
+        return figures
 
 
 class Latency(Perf):
+    keys = ("median_us", "mean_us", "p99_us")
+
     def __init__(self, place, transport, op, size, exchanges):
         super().__init__(place, transport, "lat", op, size, "-n", exchanges)
 

@@ -21,7 +21,7 @@ class Part:
     """Jobs, and what came of them: results[job][contender] has a result for each turn."""
 
     def __init__(self, name, title, jobs, on_result=None):
-        """on_result(turn, job, contender, result): for each as it comes, the warm-up's too."""
+        """on_result(turn, job, contender, result): for each as it comes, the warm-up's too, in place of a word about it."""
         self.name, self.title, self.jobs, self._on_result = name, title, jobs, on_result
         self.results = {job.name: {c.name: [] for c in job.contenders} for job in jobs}
 
@@ -33,11 +33,12 @@ class Part:
                     self.keep(turn, job.name, contender.name, contender.measure(turn == 0))
 
     def keep(self, turn, job, contender, result):
-        what = f"{job}, {contender}" if job else contender
-        warm = f"turn {turn}" if turn else "warm-up"
-        print(f"{self.name}: {warm}: {what}: {self.say(result)}, load {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True)
         if self._on_result:
             self._on_result(turn, job, contender, result)
+        else:
+            what = f"{job}, {contender}" if job else contender
+            warm = f"turn {turn}" if turn else "warm-up"
+            print(f"{self.name}: {warm}: {what}: {self.say(result)}, load {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True)
         if turn:
             self.results[job][contender].append(result)
 

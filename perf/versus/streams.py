@@ -14,7 +14,7 @@ from harness import Failed
 from harness.process import Process
 from ours import Bandwidth, Latency
 from part import Job, Lacking, Part
-from peers import ROOT, Iperf3, Perftest, Pingpong, Place, RmaBandwidth
+from peers import ROOT, Iperf3, PerftestBandwidth, PerftestLatency, Pingpong, Place, RmaBandwidth
 
 KIB, MIB = 1 << 10, 1 << 20
 VM = Path("/run/vm")  # there in the machine of tests/vm, and only there
@@ -24,7 +24,7 @@ VM_ADDRESS = "10.77.0.1"
 
 class StreamPart(Part):
     def say(self, result):
-        return ", ".join(figures.say(key, value) for key, value in result.items())
+        return ", ".join(figures.say(key, value) for key, value in result.items()) or "no figure"
 
     def text(self):
         return f"## {self.title}\n\n{figures.stream_table(self.jobs, self.results)}\n\n{figures.gap(self.results)}"
@@ -38,9 +38,10 @@ def size_text(size):
 
 
 def tcp_bandwidth(options, place, size, streams):
+    """-e: iperf3 sleeps when it has to wait, too."""
     many = f", {streams} streams" if streams > 1 else ""
     return Job(f"write {size_text(size)}{many}", [Iperf3(place, size, streams, options.seconds),
-                                                  Bandwidth(place, "tcp", "write", size, streams, options.seconds)])
+                                                  Bandwidth(place, "tcp", "write", size, streams, options.seconds, "-e")])
 
 
 def tcp_both_ways(options, place, size):
@@ -65,13 +66,14 @@ def tcp(options, on_result=None):
 
 
 def perftest_bandwidth(options, place, op, size):
-    return Job(f"{op} {size_text(size)}", [Perftest(f"ib_{op}_bw", place, size, ("-D", options.seconds)),
+    return Job(f"{op} {size_text(size)}", [PerftestBandwidth(f"ib_{op}_bw", place, size, ("-D", options.seconds)),
                                            Bandwidth(place, "verbs", op, size, 1, options.seconds)])
 
 
 def perftest_latency(options, place, op, size):
-    return Job(f"{op} {size_text(size)}, one at a time", [Perftest(f"ib_{op}_lat", place, size, ("-n", options.exchanges)),
-                                                          Latency(place, "verbs", op, size, options.exchanges)])
+    return Job(f"{op} {size_text(size)}, one at a time",
+               [PerftestLatency(f"ib_{op}_lat", place, size, ("-n", options.exchanges)),
+                Latency(place, "verbs", op, size, options.exchanges)])
 
 
 def verbs_jobs(options, place, apart):
@@ -141,6 +143,7 @@ def run_in_machine(options, turns, jobs, keep):
                 keep(**json.loads(line))
             else:
                 said.append(line)
+                print(line, end="", file=sys.stderr, flush=True)
         status = machine.wait()
     finally:
         if machine.poll() is None:
