@@ -64,6 +64,7 @@ static void print_head(const struct perf_run *run, const struct perf_path *path)
 		run->out,
 		" #bytes     #iterations    BW peak[%s]    BW average[%s]   MsgRate[Mpps]%s\n",
 		unit, unit, o->cpu_util ? "    CPU_Util[%]" : "");
+	(void)fflush(run->out);
 }
 
 static double in_unit(const struct perf_options *o, double bytes_per_s)

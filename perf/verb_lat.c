@@ -44,6 +44,7 @@ static void print_head(const struct perf_run *run, const struct perf_path *path)
 			  "t_avg[usec]    t_stdev[usec]   99% percentile[usec]   99.9% "
 			  "percentile[usec] \n",
 		run->out);
+	(void)fflush(run->out);
 }
 
 static void print_row(const struct perf_run *run, uint64_t size, const struct perf_lat *lat)
