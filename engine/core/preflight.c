@@ -333,10 +333,9 @@ int eng_check_memlock(uint64_t bytes, struct mf_error *err)
 	if (getrlimit(RLIMIT_MEMLOCK, &limit) || limit.rlim_cur == RLIM_INFINITY ||
 	    (pinned <= limit.rlim_cur && bytes <= limit.rlim_cur - pinned))
 		return 0;
-	return base_error(
-		err, -ENOMEM, MF_SCOPE_HOST,
-		"locked memory: registering memory for RDMA needs %s, and the limit is "
-		"%s; raise it (ulimit -l, LimitMEMLOCK=) or give CAP_IPC_LOCK",
-		base_format_size(bytes, need, sizeof(need)),
-		base_format_size(limit.rlim_cur, have, sizeof(have)));
+	return base_error(err, -ENOMEM, MF_SCOPE_HOST,
+			  "locked memory: registering memory for RDMA needs %s, and the limit is "
+			  "%s; raise it (ulimit -l, LimitMEMLOCK=) or give CAP_IPC_LOCK",
+			  base_format_size(bytes, need, sizeof(need)),
+			  base_format_size(limit.rlim_cur, have, sizeof(have)));
 }
