@@ -43,7 +43,8 @@ esac
 check_packages=(g++ git)
 [ "$VERSION_CODENAME" = bookworm ] && check_packages+=(clang-format)
 full_packages=(clang debootstrap busybox-static cpio xz-utils # the last three for tests/vm
-	iperf3 libfabric-bin perftest)                         # perf/versus
+	iperf3 libfabric-bin perftest                          # perf/versus
+	slurmctld slurmd slurm-client munge openmpi-bin)       # launchers for memferry-perf mesh
 
 mkdir -p build
 tally=$PWD/build/tally
