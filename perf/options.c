@@ -128,11 +128,11 @@ const struct perf_option perf_option_table[] = {
 	{ 0, "verify", "none|full", PERF_CHOICE, "none", 0, 0, V(MIGRATE), AT(verify),
 	  "compare every page on both hosts at the end" },
 	{ 0, "guest", "GUEST", PERF_TEXT, NULL, 0, 0, V(ESTIMATE), AT(guest),
-	  "the running guest to watch: qemu:QMP_SOCKET" },
+	  "the running guest to watch: qemu:QMP_SOCKET; demo:SIZE,... starts a built-in one, and ends it" },
 	{ 0, "watch", "SECONDS", PERF_NUMBER, "10", 1, 3600, V(ESTIMATE), AT(watch_s),
 	  "how long to watch the guest's writes" },
 	{ 0, "against", "REPORT", PERF_TEXT, NULL, 0, 0, V(ESTIMATE), AT(against),
-	  "what memferry send --json printed: say how far off the estimate in --estimate was" },
+	  "what memferry send --json printed, or a document of migrate: say how far off the estimate in --estimate was" },
 	{ 0, "estimate", "FILE", PERF_TEXT, NULL, 0, 0, V(ESTIMATE), AT(estimate),
 	  "an estimate that was kept by --out_json_file; for --against" },
 
