@@ -13,6 +13,7 @@
 #include "perf/migrate.h"
 
 #define LISTEN_MS 30000u
+#define LOOK_MS   1000u
 #define END_MS    60000u /* after the source has ended */
 #define MOVE_MS   (UINT64_C(24) * 3600 * 1000)
 
@@ -102,6 +103,26 @@ static int answer_report(struct perf_peer *peer, const struct destination *d,
 	return perf_peer_send(peer, o, err);
 }
 
+/* What the client says at the end.  One that has gone without a word, its whole host, is known by the session, which ends
+ * without the source. */
+static int await_end(struct perf_peer *peer, const struct destination *d, json_t **ret,
+		     struct mf_error *err)
+{
+	uint64_t deadline = base_deadline_ms(MOVE_MS);
+	bool ended = false;
+
+	for (;;) {
+		struct mf_error why = { 0 };
+		int code = perf_peer_recv(peer, base_deadline_ms(LOOK_MS), ret, &why);
+		if (code != -ETIMEDOUT || base_now_us() >= deadline)
+			return code ? base_error(err, code, why.scope, "%s", why.msg) : 0;
+		if (!ended && mf_session_wait(d->session, 0, NULL) != 1) {
+			ended = true;
+			deadline = base_deadline_ms(END_MS);
+		}
+	}
+}
+
 static int converse(struct perf_peer *peer, struct destination *d, struct mf_error *err)
 {
 	struct perf_cpu start, spent;
@@ -110,7 +131,7 @@ static int converse(struct perf_peer *peer, struct destination *d, struct mf_err
 	perf_cpu_now(&start);
 	int ret = answer_address(peer, d, err);
 	if (!ret)
-		ret = perf_peer_recv(peer, base_deadline_ms(MOVE_MS), &request, err);
+		ret = await_end(peer, d, &request, err);
 	if (ret)
 		return ret;
 	/* A source that has failed before it came has nobody to say so here but the client. */
