@@ -8,6 +8,7 @@ from .process import Failed, timeout
 
 class Qmp:
     def __init__(self, path):
+        self.events = []  # names of those read so far
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.socket.settimeout(timeout())
         self.socket.connect(str(path))
@@ -23,7 +24,10 @@ class Qmp:
         line = self.stream.readline()
         if not line:
             raise Failed("QEMU closed its monitor")
-        return json.loads(line)
+        answer = json.loads(line)
+        if "event" in answer:
+            self.events.append(answer["event"])
+        return answer
 
     def __call__(self, command, **arguments):
         self.stream.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
