@@ -277,6 +277,8 @@ static void add_row(struct mesh *m, uint32_t from, uint32_t to, const json_t *sa
 	perf_put(row, "transport", json_string(perf_text(said, "transport")));
 	perf_put(row, "bytes_per_s", copy_stats(said, "bytes_per_s"));
 	perf_put(row, "latency_us", copy_stats(said, "latency_us"));
+	perf_put(row, "bytes_per_cpu_s",
+		 json_real(perf_bytes_per_cpu_s(cpu, perf_number(said, "bytes"))));
 	perf_put(row, "cpu", cpu);
 	perf_doc_add(m->doc, row);
 }

@@ -333,6 +333,7 @@ static json_t *make_row(const struct perf_path *path, struct results *r, size_t 
 	perf_put(cpu, "client", perf_cpu_json(&bw->client));
 	perf_put(cpu, "server", perf_cpu_json(&bw->server));
 	perf_put(row, "transport", json_string(path->ops->kind));
+	perf_put(row, "bytes", json_real((double)bw->iterations * BW_BYTES)); /* in that CPU time */
 	perf_put(row, "bytes_per_s", perf_stats_json(&rates));
 	perf_put(row, "latency_us", perf_stats_json(&lat->us));
 	perf_put(row, "cpu", cpu);
