@@ -103,19 +103,33 @@ static int listen_here(struct worker *w, uint16_t *ret_port, struct mf_error *er
 	return ret ? ret : base_parse_addr(address, "", 0, host, sizeof(host), ret_port, err);
 }
 
-static int join(struct worker *w, uint64_t deadline_us, struct mf_error *err)
+/* Looking at this host takes a while: that is done before rank 0 is kept waiting. */
+static json_t *make_request(const struct worker *w, uint16_t port)
 {
 	json_t *request = json_object(), *facts = perf_facts("rank");
-	uint16_t port = 0;
 
 	perf_put(facts, "rank", json_integer(w->launch->rank));
-	int ret = listen_here(w, &port, err);
 	perf_put(request, "id", json_string(w->launch->id));
 	perf_put(request, "rank", json_integer(w->launch->rank));
 	perf_put(request, "port", json_integer(port));
 	perf_put(request, "facts", facts);
+	return request;
+}
+
+static int join(struct worker *w, struct mf_error *err)
+{
+	json_t *request = NULL;
+	uint16_t port = 0;
+
+	int ret = listen_here(w, &port, err);
+	if (ret)
+		return ret;
+	request = make_request(w, port);
+	uint64_t deadline = base_deadline_ms(MESH_JOIN_MS);
+	ret = find_zero(w, deadline, err);
 	if (!ret)
-		return perf_peer_call(w->zero, "join", request, deadline_us, NULL, err);
+		return perf_peer_call(w->zero, "join", request, deadline + MESH_GRACE_MS * 1000,
+				      NULL, err);
 	json_decref(request);
 	return ret;
 }
@@ -434,7 +448,6 @@ static int obey_all(struct worker *w, struct mf_error *err)
 int perf_mesh_work(const struct perf_launch *launch, const struct perf_options *o,
 		   struct mf_error *err)
 {
-	uint64_t deadline = base_deadline_ms(MESH_JOIN_MS);
 	struct worker w = { .launch = launch,
 			    .o = o,
 			    .listen_fd = -1,
@@ -445,9 +458,7 @@ int perf_mesh_work(const struct perf_launch *launch, const struct perf_options *
 
 	if (w.wake_fd < 0)
 		return base_error_sys(err, -errno, MF_SCOPE_HOST, "eventfd");
-	int ret = find_zero(&w, deadline, err);
-	if (!ret)
-		ret = join(&w, deadline + MESH_GRACE_MS * 1000, err);
+	int ret = join(&w, err);
 	if (!ret)
 		ret = obey_all(&w, err);
 	perf_peer_close(w.zero);
