@@ -44,7 +44,7 @@ const struct perf_verb_info perf_verbs[PERF_VERB_COUNT] = {
 #define AT(field) offsetof(struct perf_options, field)
 
 const struct perf_option perf_option_table[] = {
-	{ 'p', "port", "PORT", PERF_NUMBER, "7742", 0, 65535, ~0u, AT(port),
+	{ 'p', "port", "PORT", PERF_NUMBER, "7742", 0, 65535, ~V(MESH), AT(port),
 	  "of the server; 0 lets the server pick a free one, which it prints" },
 	{ 0, "transport", "auto|verbs|tcp|both", PERF_CHOICE, "auto", 0, 0, LANES | V(REGISTER), AT(transport),
 	  "what to measure; auto takes verbs where both hosts have it, and says why; both puts them side by side" },
