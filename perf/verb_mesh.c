@@ -193,8 +193,9 @@ static void tell(struct perf_run *run)
 
 	perf_mesh_judge(perf_doc_rows(run->doc), run->o->slow, &summary);
 	label_ranks(run->doc, &labels);
-	(void)fprintf(run->out, "%u processes, %u rounds, median of %u; ", labels.n,
-		      perf_mesh_rounds(labels.n), (unsigned)run->o->repeat);
+	(void)fprintf(run->out, "%u processes, %u round%s, median of %u; ", labels.n,
+		      perf_mesh_rounds(labels.n), labels.n > 2 ? "s" : "",
+		      (unsigned)run->o->repeat);
 	print_transports(run, &labels);
 	if (labels.numbered)
 		(void)fputs("HOST#N: rank N, where several are on one host: between them it is the "
