@@ -16,26 +16,24 @@ LONG = 600
 
 
 class Monitor(Qmp):
-    """Keeps the events that go by."""
+    """Keeps when the events that go by were sent."""
 
     def __init__(self, path):
-        self.events = []
+        self._sent = {}  # by name, of the first one
         super().__init__(path)
 
     def _read(self):
         answer = super()._read()
         if "event" in answer:
-            self.events.append(answer)
+            stamp = answer["timestamp"]
+            self._sent.setdefault(answer["event"], stamp["seconds"] + stamp["microseconds"] / 1e6)
         return answer
 
     def when(self, name):
         """When the first event of that name was sent, by QEMU's clock, which is time.time()'s; waits for it."""
-        while True:
-            for event in self.events:
-                if event["event"] == name:
-                    stamp = event["timestamp"]
-                    return stamp["seconds"] + stamp["microseconds"] / 1e6
+        while name not in self._sent:
             self._read()
+        return self._sent[name]
 
 
 class Vm(Qemu):
