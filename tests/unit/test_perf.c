@@ -362,8 +362,9 @@ static void unknown_requests_change_nothing(void **state)
 	assert_true(perf_peer_call(p->peer, "format the disk", NULL, base_deadline_ms(5000), NULL,
 				   &err) < 0);
 	assert_string_equal(err.msg, "127.0.0.1: the server knows no request 'format the disk'");
-	assert_int_equal(
-		perf_peer_call(p->peer, "facts", NULL, base_deadline_ms(5000), &answer, NULL), 0);
+	assert_int_equal(perf_peer_call(p->peer, "facts", NULL, base_deadline_ms(PERF_ANSWER_MS),
+					&answer, NULL),
+			 0);
 	assert_string_equal(perf_text(answer, "role"), "server");
 	assert_true(perf_number(answer, "cpu.cpus") >= 1);
 	json_decref(answer);
