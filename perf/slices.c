@@ -52,6 +52,15 @@ void slices_merge(struct slices *s, const struct slices *other)
 	s->n = s->n > other->n ? s->n : other->n;
 }
 
+static uint32_t count_empty(const struct slices *s)
+{
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < s->n; i++)
+		n += !s->bytes[i];
+	return n;
+}
+
 void slices_rates(struct slices *s, uint64_t end_us, uint64_t op_bytes, unsigned few,
 		  struct perf_stats *ret)
 {
@@ -61,7 +70,8 @@ void slices_rates(struct slices *s, uint64_t end_us, uint64_t op_bytes, unsigned
 
 	for (uint32_t i = 0; i < s->n; i++)
 		total += s->bytes[i];
-	while (s->n > 2 * SLICES_LEFT && total / s->n < (uint64_t)few * op_bytes)
+	while (s->n > 2 * SLICES_LEFT &&
+	       (total / s->n < (uint64_t)few * op_bytes || count_empty(s) > s->n / 4))
 		halve(s);
 	uint64_t took = end_us > s->start_us ? end_us - s->start_us : 1;
 	whole = (uint32_t)(took / s->width_us);

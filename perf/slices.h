@@ -23,7 +23,7 @@ void slices_widen(struct slices *s, uint64_t width_us);
 /* Adds `other`, which has the same width, slice by slice: lanes that began together. */
 void slices_merge(struct slices *s, const struct slices *other);
 /* Rates of whole slices; the last one, which is not, counts only where it is the only one.  Slices are widened until, at the mean, at least
- * `few` operations of op_bytes end in each, as long as ten are left: with less, they would tell the size of the operations. */
+ * `few` operations of op_bytes end in each, as long as ten are left: with less, they would tell the size of the operations; and until operations end in three of four: completions come in batches. */
 void slices_rates(struct slices *s, uint64_t end_us, uint64_t op_bytes, unsigned few,
 		  struct perf_stats *ret);
 

@@ -111,6 +111,21 @@ static void slices_hold_several_operations(void **state)
 	free(s);
 }
 
+/* Many operations at once, then none for a while: batches of completions, not of bytes. */
+static void batches_of_completions_are_no_standstills(void **state)
+{
+	(void)state;
+	struct slices *s = calloc(1, sizeof(*s));
+	struct perf_stats stats;
+
+	slices_start(s, 0);
+	for (uint64_t us = 0; us < 1024000; us += 8000)
+		slices_add(s, us, 1000 * 64);
+	slices_rates(s, 1024000, 64, 16, &stats);
+	assert_true(stats.n >= 10 && stats.p99 > 0 && stats.min > 0.8 * stats.max);
+	free(s);
+}
+
 static void a_short_run_has_one_slice(void **state)
 {
 	(void)state;
@@ -592,6 +607,7 @@ int main(int argc, char *argv[])
 		cmocka_unit_test(stats_survive_the_wire),
 		cmocka_unit_test(slices_become_longer),
 		cmocka_unit_test(slices_hold_several_operations),
+		cmocka_unit_test(batches_of_completions_are_no_standstills),
 		cmocka_unit_test(a_short_run_has_one_slice),
 		cmocka_unit_test(bad_options_are_told),
 		cmocka_unit_test(perftest_users_are_understood),
