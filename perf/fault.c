@@ -60,14 +60,6 @@ struct run {
 	struct toucher touchers[PERF_FAULT_THREADS_MAX];
 };
 
-static uint64_t now_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
 /* ---- who touches ---- */
 
 /* The first word is the touch; the last one has to be there, too.  The rest is looked at when no clock runs. */
@@ -79,9 +71,9 @@ static bool touch(struct perf_fault_bench *bench, uint64_t page)
 	uint64_t want = fault_first_word(bench->params.seed, page);
 
 	/* release: pairs with take_fault() */
-	atomic_store_explicit(&t->began, now_ns(), memory_order_release);
+	atomic_store_explicit(&t->began, base_now_ns(), memory_order_release);
 	uint64_t first = __atomic_load_n(at, __ATOMIC_RELAXED);
-	t->resumed = now_ns();
+	t->resumed = base_now_ns();
 	uint64_t last = __atomic_load_n(at + words - 1, __ATOMIC_RELAXED);
 	return first == want && last == want + (words - 1) * FAULT_STEP;
 }
@@ -133,7 +125,7 @@ static int take_reads(struct handler *h)
 
 	if (n < 0)
 		return fail(h, n, "the lane failed");
-	uint64_t now = n ? now_ns() : 0;
+	uint64_t now = n ? base_now_ns() : 0;
 	for (int i = 0; i < n; i++)
 		h->run->bench->touches[wc[i].cookie].come = now;
 	h->in_flight -= (unsigned)n;
@@ -181,7 +173,7 @@ static int take_fault(struct handler *h, const struct pgr_fault *fault)
 		return fail(h, -EIO, "a page was missed that no thread had touched");
 	if (t->seen) /* told again: it is on its way, or has to be mapped once more */
 		return t->come ? install(h, fault->page) : 0;
-	t->seen = now_ns();
+	t->seen = base_now_ns();
 	return post_read(h, fault->page);
 }
 

@@ -101,20 +101,13 @@ static int open_uffds(struct perf_fault_bench *bench, struct mf_error *err)
 	return 0;
 }
 
-static uint64_t mix(uint64_t x)
-{
-	x = (x ^ x >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
-	x = (x ^ x >> 27) * UINT64_C(0x94d049bb133111eb);
-	return x ^ x >> 31;
-}
-
 /* Fisher and Yates'. */
 static void shuffle(struct perf_fault_bench *bench)
 {
 	for (uint64_t i = 0; i < bench->pages; i++)
 		bench->order[i] = i;
 	for (uint64_t i = bench->pages - 1; i; i--) {
-		uint64_t k = mix(bench->params.seed * FAULT_STEP + i) % (i + 1);
+		uint64_t k = perf_mix(bench->params.seed * FAULT_STEP + i) % (i + 1);
 		uint64_t swapped = bench->order[i];
 		bench->order[i] = bench->order[k];
 		bench->order[k] = swapped;
@@ -195,7 +188,7 @@ uint64_t perf_fault_lane_bytes(const struct perf_fault_bench *bench)
 
 uint64_t fault_first_word(uint64_t seed, uint64_t page)
 {
-	return mix((seed + 1) * FAULT_STEP ^ (page + 1));
+	return perf_mix((seed + 1) * FAULT_STEP ^ (page + 1));
 }
 
 void fault_write_contents(struct perf_fault_bench *bench)

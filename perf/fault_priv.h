@@ -6,6 +6,7 @@
 #include <stdatomic.h>
 
 #include "perf/fault.h"
+#include "perf/random.h"
 #include "tracker/pager.h"
 
 /* A page's only touch; 0: not yet.  Nanoseconds of CLOCK_MONOTONIC. */
@@ -28,7 +29,7 @@ struct perf_fault_bench {
 };
 
 /* The word at `at` of a page's contents is fault_first_word() + at * FAULT_STEP. */
-#define FAULT_STEP UINT64_C(0x9e3779b97f4a7c15)
+#define FAULT_STEP PERF_RANDOM_STEP
 uint64_t fault_first_word(uint64_t seed, uint64_t page);
 /* Fills all of the local memory: with the contents, or with what no page's contents are. */
 void fault_write_contents(struct perf_fault_bench *bench);

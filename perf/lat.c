@@ -25,14 +25,6 @@
 #define WARM        20u
 #define SAMPLES_MAX 1000000u /* by time: kept; later ones take the places of earlier ones in turn */
 
-static double now_ns(void)
-{
-	struct timespec t;
-
-	(void)clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec * 1e9 + (double)t.tv_nsec;
-}
-
 /* The lane that goes back and forth, with a place to write from and one to be written to. */
 struct pong {
 	struct perf_end *end;
@@ -119,7 +111,6 @@ static int sample(struct perf_path *path, const struct perf_plan *plan, struct p
 {
 	struct pong p = { .end = &path->end[0], .size = plan->size, .half = path->bytes / 2 };
 	uint64_t cap = plan->iterations ? plan->iterations : SAMPLES_MAX, n = 0, until = 0;
-	double start = 0;
 	int code = 0;
 
 	p.end->mem[p.half + p.size - 1] =
@@ -131,12 +122,12 @@ static int sample(struct perf_path *path, const struct perf_plan *plan, struct p
 			until = plan->iterations ? BASE_NEVER : base_deadline_ms(plan->duration_ms);
 		if (measured && (plan->iterations ? n == plan->iterations : base_now_us() >= until))
 			break;
-		start = now_ns();
+		uint64_t start = base_now_ns();
 		code = plan->is_read ? one_read(&p, plan->sleep, err)
 				     : one_write(&p, (uint8_t)turn, err);
 		if (!code && measured)
 			ret->samples_us[n++ % cap] =
-				(now_ns() - start) / (plan->is_read ? 1e3 : 2e3);
+				(double)(base_now_ns() - start) / (plan->is_read ? 1e3 : 2e3);
 	}
 	ret->iterations = n < cap ? n : cap;
 	return code ? code : drain(&p, err);

@@ -138,14 +138,6 @@ int local_populate(void *at, uint64_t bytes, uint64_t page, struct mf_error *err
 	return code ? base_error_sys(err, code, MF_SCOPE_HOST, "cannot touch the memory") : 0;
 }
 
-uint64_t local_mix(uint64_t x)
-{
-	x += 0x9e3779b97f4a7c15u;
-	x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
-	x = (x ^ x >> 27) * 0x94d049bb133111ebu;
-	return x ^ x >> 31;
-}
-
 /* ---- rows ---- */
 
 void local_put_times(json_t *row, const char *key, double *samples, size_t n, double scale)

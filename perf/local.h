@@ -41,8 +41,6 @@ uint64_t local_base_page(void);
 /* First touch of all of it; whole pages. */
 int local_populate(void *at, uint64_t bytes, uint64_t page, struct mf_error *err);
 
-uint64_t local_mix(uint64_t x); /* splitmix64: each number to another that looks random */
-
 /* Rows.  samples are sorted; scaled by `scale` first. */
 void local_put_times(json_t *row, const char *key, double *samples, size_t n, double scale);
 /* Also median_<key> and spread_percent, (max - min) / median, which stand for the row. */

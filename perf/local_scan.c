@@ -14,6 +14,7 @@
 #include "base/zero.h"
 #include "perf/doc.h"
 #include "perf/local.h"
+#include "perf/random.h"
 #include "perf/team.h"
 
 #define WORDS (LOCAL_PAGE / sizeof(uint64_t))
@@ -39,7 +40,7 @@ struct samples {
 /* The one word of the page that is not zero; WORDS: none. */
 static uint64_t word_of(const struct scan *s, enum content content, uint64_t page)
 {
-	uint64_t random = local_mix(s->seed ^ local_mix(page));
+	uint64_t random = perf_hash(s->seed ^ perf_hash(page));
 
 	switch (content) {
 	case FIRST:

@@ -31,6 +31,7 @@
 #include "base/parse.h"
 #include "perf/doc.h"
 #include "perf/local.h"
+#include "perf/random.h"
 #include "tracker/tracker.h"
 
 /* UFFD_USER_MODE_ONLY: permitted to everybody, and the writer's stores are all there is. */
@@ -67,24 +68,16 @@ struct track {
 	double *figure[FIGURES];
 };
 
-static uint64_t now_ns(void)
-{
-	struct timespec t;
-
-	(void)clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
 /* ---- the writer ---- */
 
 static uint64_t write_pages(const struct writer *w, uint64_t n)
 {
-	uint64_t start = now_ns();
+	uint64_t start = base_now_ns();
 
 	for (uint64_t i = 0; i < n; i++)
 		__atomic_store_n((uint64_t *)(w->mem + w->order[i] * w->page), start,
 				 __ATOMIC_RELAXED);
-	return now_ns() - start;
+	return base_now_ns() - start;
 }
 
 /* One message, with the descriptor when there is one. */
@@ -236,7 +229,7 @@ static void shuffle(struct writer *w, uint64_t seed)
 	for (uint64_t i = 0; i < w->pages; i++)
 		w->order[i] = (uint32_t)i;
 	for (uint64_t i = 0; i + 1 < w->pages; i++) {
-		uint64_t other = i + local_mix(seed ^ local_mix(i)) % (w->pages - i);
+		uint64_t other = i + perf_hash(seed ^ perf_hash(i)) % (w->pages - i);
 		uint32_t page = w->order[i];
 		w->order[i] = w->order[other];
 		w->order[other] = page;
@@ -272,10 +265,10 @@ static int collect(struct track *t, double *ret_ns, struct mf_error *err)
 
 	memset(t->bits, 0, bitmap_words(pages) * sizeof(*t->bits));
 	t->reported = 0;
-	uint64_t start = now_ns();
+	uint64_t start = base_now_ns();
 	int code = trk_collect(t->trk, 0, 0, pages, t->bits, &t->reported, err);
 	if (ret_ns)
-		*ret_ns = (double)(now_ns() - start);
+		*ret_ns = (double)(base_now_ns() - start);
 	return code;
 }
 
@@ -292,10 +285,10 @@ static int check_reported(const struct track *t, struct mf_error *err)
 
 static int measure_tracked(struct track *t, uint64_t i, struct mf_error *err)
 {
-	uint64_t start = now_ns();
+	uint64_t start = base_now_ns();
 
 	int code = trk_start(t->trk, err);
-	t->figure[START][i] = (double)(now_ns() - start);
+	t->figure[START][i] = (double)(base_now_ns() - start);
 	if (code)
 		return code;
 	code = collect(t, NULL, err); /* the first may report every page */
@@ -309,9 +302,9 @@ static int measure_tracked(struct track *t, uint64_t i, struct mf_error *err)
 		code = collect(t, &t->figure[DIRTY][i], err);
 	if (!code)
 		code = check_reported(t, err);
-	start = now_ns();
+	start = base_now_ns();
 	trk_stop(t->trk);
-	t->figure[STOP][i] = (double)(now_ns() - start);
+	t->figure[STOP][i] = (double)(base_now_ns() - start);
 	return code;
 }
 

@@ -6,6 +6,8 @@
 
 #include "base/cleanup.h"
 #include "perf/doc.h"
+#include "perf/random.h"
+#include "perf/stats.h"
 
 #define TURN_MS       60000u
 #define REPETITION_MS 15000u
@@ -32,20 +34,10 @@ uint32_t perf_mesh_partner(uint32_t n, uint32_t round, uint32_t place)
 	return n & 1 ? place : circle;
 }
 
-/* splitmix64. */
-static uint64_t next_random(uint64_t *state)
-{
-	uint64_t z = (*state += 0x9e3779b97f4a7c15u);
-
-	z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-	z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-	return z ^ (z >> 31);
-}
-
 void perf_mesh_shuffle(uint32_t n, uint64_t seed, uint32_t *ret_rank_at)
 {
 	for (uint32_t i = 0; i < n; i++) {
-		uint32_t j = (uint32_t)(next_random(&seed) % (i + 1));
+		uint32_t j = (uint32_t)(perf_random(&seed) % (i + 1));
 		ret_rank_at[i] = ret_rank_at[j];
 		ret_rank_at[j] = i;
 	}
@@ -54,13 +46,6 @@ void perf_mesh_shuffle(uint32_t n, uint64_t seed, uint32_t *ret_rank_at)
 uint64_t perf_mesh_turn_ms(const struct perf_options *o)
 {
 	return TURN_MS + o->repeat * REPETITION_MS;
-}
-
-static int ascending(const void *a, const void *b)
-{
-	const double *x = a, *y = b;
-
-	return (*x > *y) - (*x < *y);
 }
 
 void perf_mesh_judge(json_t *rows, double share, struct perf_mesh_summary *ret)
@@ -73,7 +58,7 @@ void perf_mesh_judge(json_t *rows, double share, struct perf_mesh_summary *ret)
 	if (!sorted || !n)
 		return;
 	json_array_foreach(rows, i, row) sorted[i] = perf_number(row, "bytes_per_s.p50");
-	qsort(sorted, n, sizeof(*sorted), ascending);
+	perf_sort(sorted, n);
 	ret->min = sorted[0];
 	ret->median = sorted[n / 2];
 	ret->max = sorted[n - 1];

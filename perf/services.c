@@ -23,11 +23,6 @@ struct perf_server {
 	struct perf_cpu kept_since;
 };
 
-uint64_t perf_server_max_bytes(const struct perf_server *server)
-{
-	return server->max_bytes;
-}
-
 /* NULL: no slot of that number. */
 static struct perf_path *slot_of(struct perf_server *server, const json_t *request,
 				 struct mf_error *err)

@@ -2,6 +2,7 @@
 #include "perf/stats.h"
 
 #include <math.h>
+#include <stdbool.h>
 #include <stdlib.h>
 
 #include "perf/doc.h"
@@ -13,12 +14,19 @@ static int ascending(const void *a, const void *b)
 	return (*x > *y) - (*x < *y);
 }
 
-double perf_percentile(const double *sorted, size_t n, double q)
+void perf_sort(double *samples, size_t n)
+{
+	qsort(samples, n, sizeof(*samples), ascending);
+}
+
+/* The least (of rates: the greatest) that at least q (0 to 1) of the n > 0 do not pass: nearest rank. */
+static double percentile(const double *sorted, size_t n, double q, bool rates)
 {
 	double rank = ceil(q * (double)n);
-	size_t at = rank < 1 ? 0 : (size_t)rank - 1;
+	size_t before = rank < 1 ? 0 : (size_t)rank - 1;
 
-	return sorted[at < n ? at : n - 1];
+	before = before < n ? before : n - 1;
+	return sorted[rates ? n - 1 - before : before];
 }
 
 /* By the mean first: sums of squares lose what is small next to them. */
@@ -31,50 +39,35 @@ static double deviation(const double *samples, size_t n, double mean)
 	return n > 1 ? sqrt(sum / (double)(n - 1)) : 0;
 }
 
-static void describe(double *samples, size_t n, struct perf_stats *ret)
+static void describe(double *samples, size_t n, bool rates, struct perf_stats *ret)
 {
 	double sum = 0;
 
-	qsort(samples, n, sizeof(*samples), ascending);
+	*ret = (struct perf_stats){ 0 };
+	if (!n)
+		return;
+	perf_sort(samples, n);
 	for (size_t i = 0; i < n; i++)
 		sum += samples[i];
-	*ret = (struct perf_stats){
-		.n = n, .min = samples[0], .max = samples[n - 1], .mean = sum / (double)n
-	};
+	*ret = (struct perf_stats){ .n = n,
+				    .min = samples[0],
+				    .max = samples[n - 1],
+				    .mean = sum / (double)n,
+				    .p50 = percentile(samples, n, 0.5, rates),
+				    .p90 = percentile(samples, n, 0.9, rates),
+				    .p99 = percentile(samples, n, 0.99, rates),
+				    .p99_9 = percentile(samples, n, 0.999, rates) };
 	ret->stdev = deviation(samples, n, ret->mean);
 }
 
 void perf_stats_of(double *samples, size_t n, struct perf_stats *ret)
 {
-	*ret = (struct perf_stats){ 0 };
-	if (!n)
-		return;
-	describe(samples, n, ret);
-	ret->p50 = perf_percentile(samples, n, 0.5);
-	ret->p90 = perf_percentile(samples, n, 0.9);
-	ret->p99 = perf_percentile(samples, n, 0.99);
-	ret->p99_9 = perf_percentile(samples, n, 0.999);
-}
-
-/* Nearest rank from the other end. */
-static double reached_by(const double *sorted, size_t n, double q)
-{
-	double rank = ceil(q * (double)n);
-	size_t from_top = rank < 1 ? 1 : (size_t)rank;
-
-	return sorted[from_top < n ? n - from_top : 0];
+	describe(samples, n, false, ret);
 }
 
 void perf_stats_of_rates(double *samples, size_t n, struct perf_stats *ret)
 {
-	*ret = (struct perf_stats){ 0 };
-	if (!n)
-		return;
-	describe(samples, n, ret);
-	ret->p50 = reached_by(samples, n, 0.5);
-	ret->p90 = reached_by(samples, n, 0.9);
-	ret->p99 = reached_by(samples, n, 0.99);
-	ret->p99_9 = reached_by(samples, n, 0.999);
+	describe(samples, n, true, ret);
 }
 
 json_t *perf_stats_json(const struct perf_stats *stats)

@@ -14,8 +14,7 @@ struct perf_stats {
 	double p50, p90, p99, p99_9;
 };
 
-/* The least of `sorted` that at least q (0 to 1) of its n > 0 elements do not exceed: nearest rank. */
-double perf_percentile(const double *sorted, size_t n, double q);
+void perf_sort(double *samples, size_t n); /* ascending */
 /* Sorts samples, ascending. */
 void perf_stats_of(double *samples, size_t n, struct perf_stats *ret);
 /* The same for rates, where less is worse: p99 is what 99 % of the samples reach or exceed. */

@@ -6,8 +6,8 @@
 #include <sched.h>
 #include <stdbool.h>
 #include <stdlib.h>
-#include <time.h>
 
+#include "base/clock.h"
 #include "base/thread.h"
 
 struct member {
@@ -33,14 +33,6 @@ struct perf_team {
 	unsigned n;
 	struct member member[];
 };
-
-static uint64_t now_ns(void)
-{
-	struct timespec t;
-
-	(void)clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 /* False: it was the last turn. */
 static bool await_turn(struct perf_team *team, uint64_t seen)
@@ -71,9 +63,9 @@ static void *member_main(void *arg)
 		while (__atomic_load_n(&team->ready, __ATOMIC_RELAXED) < team->n)
 			(void)sched_yield(); /* there may be more of us than CPUs */
 		m->err = (struct mf_error){ 0 };
-		m->from_ns = now_ns();
+		m->from_ns = base_now_ns();
 		m->code = team->fn(team->ctx, m->i, &m->err);
-		m->to_ns = now_ns();
+		m->to_ns = base_now_ns();
 		report_done(team);
 	}
 	return NULL;

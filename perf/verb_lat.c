@@ -65,18 +65,11 @@ static void print_row(const struct perf_run *run, uint64_t size, const struct pe
 	(void)fflush(run->out);
 }
 
-static int ascending(const void *a, const void *b)
-{
-	const double *x = a, *y = b;
-
-	return (*x > *y) - (*x < *y);
-}
-
 /* As perftest's -H and -U. */
 static void print_all(const struct perf_run *run, struct perf_lat *lat)
 {
 	if (run->o->histogram)
-		qsort(lat->samples_us, lat->iterations, sizeof(double), ascending);
+		perf_sort(lat->samples_us, lat->iterations);
 	(void)fputs("#, usec\n", run->out);
 	for (uint64_t i = 0; i < lat->iterations; i++)
 		(void)fprintf(run->out, "%" PRIu64 ", %g\n", i + 1, lat->samples_us[i]);
@@ -92,7 +85,7 @@ static json_t *histogram_of(const struct perf_lat *lat)
 	if (!sorted || !lat->iterations)
 		return array;
 	memcpy(sorted, lat->samples_us, lat->iterations * sizeof(double));
-	qsort(sorted, lat->iterations, sizeof(double), ascending);
+	perf_sort(sorted, lat->iterations);
 	double bound = sorted[0] > 0 ? sorted[0] : 0.001;
 	for (unsigned b = 0; b < BUCKETS_MAX && at < lat->iterations; b++, bound *= STEP) {
 		uint64_t before = at;

@@ -62,8 +62,6 @@ extern const struct perf_service perf_services[]; /* services.c; ends with a NUL
  * request's "slot" (0 without one).  NULL and a sentence when there is none. */
 struct perf_path *perf_server_path(struct perf_server *server, const json_t *request,
 				   struct mf_error *err);
-/* Bytes that one client may make this host allocate. */
-uint64_t perf_server_max_bytes(const struct perf_server *server);
 /* Serves one connected client to its end; for the verb and for mesh, whose processes are both. */
 int perf_serve_client(struct perf_peer *peer, uint64_t max_bytes, struct mf_error *err);
 

@@ -8,11 +8,16 @@
 
 #define BASE_NEVER UINT64_MAX
 
-static inline uint64_t base_now_us(void)
+static inline uint64_t base_now_ns(void)
 {
 	struct timespec t;
 	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000u + (uint64_t)t.tv_nsec / 1000u;
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static inline uint64_t base_now_us(void)
+{
+	return base_now_ns() / 1000u;
 }
 
 static inline uint64_t base_deadline_ms(uint64_t ms)
