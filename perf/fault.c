@@ -13,8 +13,8 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/event.h"
-#include "base/thread.h"
 #include "perf/fault_priv.h"
+#include "perf/start.h"
 
 /* As the engine's fault service has them. */
 #define FAULTS_TAKEN 32u
@@ -225,15 +225,6 @@ static void *handler_main(void *arg)
 
 /* ---- starting and ending ---- */
 
-static int start_thread(pthread_t *ret, void *(*fn)(void *), void *arg, struct mf_error *err)
-{
-	sigset_t all;
-
-	(void)sigfillset(&all);
-	int code = base_thread_start(ret, &all, fn, arg);
-	return code ? base_error_sys(err, code, MF_SCOPE_HOST, "cannot start a thread") : 0;
-}
-
 static int start_handlers(struct run *run, struct mf_error *err)
 {
 	int ret = 0;
@@ -243,7 +234,7 @@ static int start_handlers(struct run *run, struct mf_error *err)
 		h->run = run;
 		h->shard = i;
 		h->lane = run->path->end[i].lane;
-		ret = start_thread(&h->thread, handler_main, h, err);
+		ret = perf_start_thread(&h->thread, handler_main, h, err);
 		run->n_handlers += !ret;
 	}
 	return ret;
@@ -259,7 +250,7 @@ static int start_touchers(struct run *run, uint32_t threads, struct mf_error *er
 					     .first = run->n * i / threads,
 					     .end = run->n * (i + 1) / threads };
 		atomic_fetch_add_explicit(&run->touching, 1, memory_order_relaxed);
-		ret = start_thread(&toucher->thread, toucher_main, toucher, err);
+		ret = perf_start_thread(&toucher->thread, toucher_main, toucher, err);
 		run->n_touchers += !ret;
 	}
 	return ret;

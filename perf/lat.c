@@ -14,10 +14,10 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
-#include "base/thread.h"
 #include "perf/bw.h"
 #include "perf/doc.h"
 #include "perf/path_priv.h"
+#include "perf/start.h"
 #include "perf/stream.h"
 
 #define STUCK_MS    30000u
@@ -234,7 +234,6 @@ int perf_lat_serve(struct perf_peer *peer, const json_t *request, struct perf_pa
 	struct echo echo = { .pong = { .end = &path->end[0], .half = path->bytes / 2 } };
 	struct perf_cpu spent;
 	struct perf_plan plan;
-	sigset_t all;
 
 	int ret = stream_plan_parse(request, path, &plan, err);
 	if (!ret && plan.size > path->bytes / 2)
@@ -247,10 +246,9 @@ int perf_lat_serve(struct perf_peer *peer, const json_t *request, struct perf_pa
 	echo.sleep = plan.sleep || !(path->ops->caps & TP_CAP_TARGET_PROGRESS);
 	/* As in sample(). */
 	echo.pong.end->mem[echo.pong.half + plan.size - 1] = 0;
-	(void)sigfillset(&all);
-	ret = base_thread_start(&echo.thread, &all, echo_main, &echo);
+	ret = perf_start_thread(&echo.thread, echo_main, &echo, err);
 	if (ret)
-		return base_error_sys(err, ret, MF_SCOPE_HOST, "cannot start a thread");
+		return ret;
 	ret = converse(peer, &plan, &spent, err);
 	atomic_store_explicit(&echo.stop, true, memory_order_release);
 	tp_lane_wake(echo.pong.end->lane);

@@ -15,12 +15,12 @@
 #include "base/clock.h"
 #include "base/event.h"
 #include "base/parse.h"
-#include "base/thread.h"
 #include "perf/bw.h"
 #include "perf/doc.h"
 #include "perf/mesh.h"
 #include "perf/mesh_priv.h"
 #include "perf/path.h"
+#include "perf/start.h"
 #include "perf/verbs.h"
 #include "wire/socket.h"
 
@@ -425,13 +425,11 @@ static int obey(struct worker *w, const json_t *order, struct mf_error *err)
 static int obey_all(struct worker *w, struct mf_error *err)
 {
 	struct mf_error failure = { 0 };
-	sigset_t all;
 	int ret = 0;
 
-	(void)sigfillset(&all);
-	int code = base_thread_start(&w->listener, &all, listener_main, w);
+	int code = perf_start_thread(&w->listener, listener_main, w, err);
 	if (code)
-		return base_error_sys(err, code, MF_SCOPE_HOST, "cannot start a thread");
+		return code;
 	for (json_t *order; !ret && (order = next_order(w));) {
 		ret = obey(w, order, &failure);
 		json_decref(order);

@@ -11,9 +11,9 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
-#include "base/thread.h"
 #include "perf/doc.h"
 #include "perf/path_priv.h"
+#include "perf/start.h"
 
 #define HUGE_PAGE (UINT64_C(2) << 20)
 
@@ -389,19 +389,17 @@ int perf_keepers_start(struct perf_path *path, bool busy, struct perf_keepers **
 		       struct mf_error *err)
 {
 	struct perf_keepers *keepers = calloc(1, sizeof(*keepers));
-	sigset_t all;
 
 	if (!keepers)
 		return base_error(err, -ENOMEM, MF_SCOPE_HOST, "out of memory");
-	(void)sigfillset(&all);
 	keepers->busy = busy;
 	for (; keepers->n < path->n; keepers->n++) {
 		struct keeper *keeper = &keepers->keeper[keepers->n];
 		*keeper = (struct keeper){ .all = keepers, .lane = path->end[keepers->n].lane };
-		int code = base_thread_start(&keeper->thread, &all, keeper_main, keeper);
+		int code = perf_start_thread(&keeper->thread, keeper_main, keeper, err);
 		if (code) {
 			perf_keepers_stop(keepers);
-			return base_error_sys(err, code, MF_SCOPE_HOST, "cannot start a thread");
+			return code;
 		}
 	}
 	*ret = keepers;

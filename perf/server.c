@@ -16,8 +16,8 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/event.h"
-#include "base/thread.h"
 #include "perf/doc.h"
+#include "perf/start.h"
 #include "perf/verbs.h"
 #include "wire/socket.h"
 
@@ -83,16 +83,13 @@ static void join_client(struct clients *c)
 
 static int start_client(struct clients *c, int fd, struct mf_error *err)
 {
-	sigset_t all;
-
 	join_client(c);
-	(void)sigfillset(&all);
 	c->fd = fd;
 	atomic_store_explicit(&c->busy, true, memory_order_relaxed);
-	int code = base_thread_start(&c->thread, &all, client_main, c);
+	int code = perf_start_thread(&c->thread, client_main, c, err);
 	if (code) {
 		(void)close(fd);
-		return base_error_sys(err, code, MF_SCOPE_HOST, "cannot start a thread");
+		return code;
 	}
 	c->has_thread = true;
 	return 0;
@@ -154,18 +151,14 @@ static int serve(const struct perf_options *o, int listen_fd, struct mf_error *e
 			     .lock = PTHREAD_MUTEX_INITIALIZER };
 	struct ender ender = { .wake_fd = c.wake_fd };
 	pthread_t thread;
-	sigset_t all;
 
 	if (c.wake_fd < 0)
 		return base_error_sys(err, -errno, MF_SCOPE_HOST, "eventfd");
 	(void)sigemptyset(&ender.signals);
 	(void)sigaddset(&ender.signals, SIGINT);
 	(void)sigaddset(&ender.signals, SIGTERM);
-	(void)sigfillset(&all);
 	(void)pthread_sigmask(SIG_BLOCK, &ender.signals, NULL);
-	int ret = base_thread_start(&thread, &all, wait_for_signal, &ender);
-	if (ret)
-		ret = base_error_sys(err, ret, MF_SCOPE_HOST, "cannot start a thread");
+	int ret = perf_start_thread(&thread, wait_for_signal, &ender, err);
 	if (!ret) {
 		ret = accept_clients(&c, listen_fd, c.wake_fd, &ender.over, o->once, err);
 		if (!atomic_load(&ender.over))

@@ -8,10 +8,10 @@
 #include <string.h>
 
 #include "base/clock.h"
-#include "base/thread.h"
 #include "perf/doc.h"
 #include "perf/path_priv.h"
 #include "perf/slices.h"
+#include "perf/start.h"
 
 #define BATCH_MAX 1024u
 
@@ -253,9 +253,6 @@ static void free_stream(struct stream *s)
 
 static int start_lanes(struct stream *s, struct mf_error *err)
 {
-	sigset_t all;
-
-	(void)sigfillset(&all);
 	for (uint32_t i = 0; i < s->path->n; i++) {
 		s->lane[i] = calloc(1, sizeof(*s->lane[i]));
 		if (!s->lane[i])
@@ -265,10 +262,10 @@ static int start_lanes(struct stream *s, struct mf_error *err)
 	}
 	s->n = s->path->n;
 	for (uint32_t i = 0; i < s->n; i++) {
-		int code = base_thread_start(&s->lane[i]->thread, &all, lane_main, s->lane[i]);
+		int code = perf_start_thread(&s->lane[i]->thread, lane_main, s->lane[i], err);
 		if (code) {
 			s->n = i; /* to be joined */
-			return base_error_sys(err, code, MF_SCOPE_HOST, "cannot start a thread");
+			return code;
 		}
 	}
 	return 0;

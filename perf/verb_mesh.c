@@ -8,10 +8,10 @@
 #include <string.h>
 
 #include "base/cleanup.h"
-#include "base/thread.h"
 #include "perf/doc.h"
 #include "perf/mesh.h"
 #include "perf/mesh_priv.h"
+#include "perf/start.h"
 #include "perf/stats.h"
 #include "perf/verbs.h"
 #include "wire/socket.h"
@@ -237,7 +237,6 @@ static int lead(struct perf_run *run, const struct perf_launch *launch, struct m
 	char address[128];
 	base_autofd fd = -1;
 	pthread_t thread;
-	sigset_t all;
 
 	int ret = wire_listen(mesh_any_address(launch), launch->port, &fd, address, sizeof(address),
 			      &why);
@@ -248,10 +247,9 @@ static int lead(struct perf_run *run, const struct perf_launch *launch, struct m
 				  launch->port);
 	if (ret)
 		return base_error(err, ret, why.scope, "%s", why.msg);
-	(void)sigfillset(&all);
-	ret = base_thread_start(&thread, &all, own_work_main, &work);
+	ret = perf_start_thread(&thread, own_work_main, &work, err);
 	if (ret)
-		return base_error_sys(err, ret, MF_SCOPE_HOST, "cannot start a thread");
+		return ret;
 	ret = perf_mesh_coordinate(launch, run->o, fd, run->doc, err);
 	(void)pthread_join(thread, NULL);
 	perf_progress_end();
