@@ -7,6 +7,7 @@
 #include "base/cleanup.h"
 #include "perf/doc.h"
 #include "perf/fault.h"
+#include "perf/links.h"
 #include "perf/verbs.h"
 
 #define HUGE_PAGE  (UINT64_C(2) << 20) /* the only other size that the server's memory can have */
@@ -106,20 +107,13 @@ static int measure_threads(struct perf_run *run, struct setting *s, uint32_t thr
 /* The server's memory is of pages of the same size if it has them: where reads come from, that matters little. */
 static int open_path(struct perf_run *run, struct setting *s, struct mf_error *err)
 {
-	const struct perf_options *o = run->o;
-	bool is_tcp = !strcmp(s->transport, "tcp");
-	struct perf_path_params params = {
-		.transport = s->transport,
-		/* With both, the device is verbs'; tcp goes by the address of the connection. */
-		.device = !strcmp(o->transport, "both") && is_tcp ? NULL : o->device,
-		.gid = o->gid > INT32_MAX || is_tcp ? -1 : (int)o->gid,
-		.lanes = s->params.uffds,
-		.depth = (uint32_t)o->depth,
-		.bytes = perf_fault_lane_bytes(s->bench),
-		.memory = perf_fault_memory(s->bench),
-	};
+	struct perf_path_params params;
 	struct mf_error refused = { 0 };
 
+	perf_links_params(run->o, s->transport, &params);
+	params.lanes = s->params.uffds;
+	params.bytes = perf_fault_lane_bytes(s->bench);
+	params.memory = perf_fault_memory(s->bench);
 	if (s->params.page_size == HUGE_PAGE) {
 		params.page_size = s->server_page = HUGE_PAGE;
 		if (!perf_path_open(run->peer, &params, &s->path, &refused))
@@ -264,18 +258,10 @@ static void print(const struct perf_run *run)
 
 int perf_verb_fault(struct perf_run *run, struct mf_error *err)
 {
-	const char *transports[2] = { "verbs", "tcp" }; /* what is less likely to be there first */
-	unsigned n = 2;
-	char why[120];
-	int ret = 0;
+	const char *transports[PERF_SLOTS];
+	unsigned n;
 
-	if (strcmp(run->o->transport, "both") != 0) {
-		n = 1;
-		ret = perf_path_choose(run->peer, run->o->transport, &transports[0], why,
-				       sizeof(why), err);
-		if (!ret && strcmp(run->o->transport, transports[0]) != 0)
-			(void)fprintf(run->out, "%s\n", why);
-	}
+	int ret = perf_links_transports(run, transports, &n, err);
 	if (!ret)
 		ret = measure_all(run, transports, n, err);
 	if (!ret)

@@ -189,24 +189,8 @@ static void print_side_by_side(const struct perf_run *run)
 		{ "verbs.latency_us.p99", "verbs p99", "%.2f", 0 },
 		{ "tcp.latency_us.p99", "tcp p99", "%.2f", 0 },
 	};
-	const json_t *rows = perf_doc_rows(run->doc);
-	json_t *lines = json_array();
 
-	for (size_t i = 0; i + 1 < json_array_size(rows); i += 2) {
-		json_t *verbs = json_array_get(rows, i), *tcp = json_array_get(rows, i + 1);
-		json_t *line = json_object();
-		double faster = perf_number(verbs, "latency_us.p50");
-		perf_put(line, "bytes", json_incref(json_object_get(tcp, "bytes")));
-		perf_put(line, "verbs", json_incref(verbs));
-		perf_put(line, "tcp", json_incref(tcp));
-		if (faster > 0)
-			perf_put(line, "ratio",
-				 json_real(perf_number(tcp, "latency_us.p50") / faster));
-		(void)json_array_append_new(lines, line);
-	}
-	(void)fprintf(run->out, "\n%s, both transports in turns\n", run->o->op);
-	perf_table(run->out, columns, BASE_ARRAY_LEN(columns), lines);
-	json_decref(lines);
+	perf_links_table(run, columns, BASE_ARRAY_LEN(columns), "latency_us.p50", true);
 }
 
 static void print_more(const struct perf_run *run)

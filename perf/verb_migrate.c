@@ -91,27 +91,48 @@ static double rate_of(const struct perf_move *move)
 	return ms > 0 ? moved_bytes(move) * 1e3 / ms : 0;
 }
 
+static double total_of(const struct perf_move *move)
+{
+	return perf_number(move->report, "total_ms");
+}
+
+static const struct perf_move *median_of(const struct perf_move *moves, unsigned n)
+{
+	double *totals base_cleanup(base_freep) = calloc(n, sizeof(*totals));
+
+	for (unsigned i = 0; totals && i < n; i++)
+		totals[i] = total_of(&moves[i]);
+	return &moves[totals ? perf_median_of(totals, n) : 0];
+}
+
+static double downtime_of(const struct perf_move *move)
+{
+	return perf_number(move->report, "downtime_ms");
+}
+
+static void put_spread(json_t *row, const char *key, const struct perf_move *moves, unsigned n,
+		       double (*figure)(const struct perf_move *move), bool is_rate)
+{
+	double *samples base_cleanup(base_freep) = calloc(n, sizeof(*samples));
+	struct perf_stats stats;
+
+	if (!samples)
+		return;
+	for (unsigned i = 0; i < n; i++)
+		samples[i] = figure(&moves[i]);
+	(is_rate ? perf_stats_of_rates : perf_stats_of)(samples, n, &stats);
+	perf_put(row, key, perf_stats_json(&stats));
+}
+
 /* Median's figures; the spreads are of all. */
 static json_t *make_row(const struct perf_cell *cell, const struct perf_move *moves, unsigned n)
 {
-	double *totals base_cleanup(base_freep) = calloc(3 * (size_t)n, sizeof(*totals));
+	const struct perf_move *m = median_of(moves, n);
 	json_t *row = perf_cell_json(cell), *cpu = json_object();
-	struct perf_stats total, downtime, rate;
 
-	for (unsigned i = 0; totals && i < n; i++) {
-		totals[i] = perf_number(moves[i].report, "total_ms");
-		totals[n + i] = perf_number(moves[i].report, "downtime_ms");
-		totals[2 * n + i] = rate_of(&moves[i]);
-	}
-	const struct perf_move *m = &moves[totals ? perf_median_of(totals, n) : 0];
-	if (totals) {
-		perf_stats_of(totals, n, &total);
-		perf_stats_of(totals + n, n, &downtime);
-		perf_stats_of_rates(totals + 2 * n, n, &rate);
-		perf_put(row, "total_spread_ms", perf_stats_json(&total));
-		perf_put(row, "downtime_spread_ms", perf_stats_json(&downtime));
-		perf_put(row, "bytes_per_s", perf_stats_json(&rate));
-	}
+	put_spread(row, "total_spread_ms", moves, n, total_of, false);
+	put_spread(row, "downtime_spread_ms", moves, n, downtime_of, false);
+	put_spread(row, "bytes_per_s", moves, n, rate_of, true);
 	perf_put(row, "transport", json_string(perf_text(m->report, "transport")));
 	perf_put(row, "total_ms", json_real(perf_number(m->report, "total_ms")));
 	perf_put(row, "downtime_ms", json_real(perf_number(m->report, "downtime_ms")));
@@ -209,10 +230,7 @@ static void report(struct perf_run *run, const struct perf_cell *cells, unsigned
 	for (unsigned i = 0; i < n; i++)
 		perf_doc_add(run->doc, make_row(&cells[i], &moves[i * repeat], repeat));
 	if (n == 1) {
-		double totals[1000];
-		for (unsigned i = 0; i < repeat; i++)
-			totals[i] = perf_number(moves[i].report, "total_ms");
-		const struct perf_move *median = &moves[perf_median_of(totals, repeat)];
+		const struct perf_move *median = median_of(moves, repeat);
 		if (median->text)
 			cli_text_report(run->out, median->text);
 		print_timeline(run->out, json_array_get(perf_doc_rows(run->doc), 0));
