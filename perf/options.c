@@ -165,19 +165,6 @@ const size_t perf_n_options = BASE_ARRAY_LEN(perf_option_table);
 /* getopt_long() returns the option's place in the table and this. */
 #define FIRST_VALUE 256
 
-static int usage_error(struct mf_error *err, const char *fmt, ...) MF_PRINTF(2, 3);
-static int usage_error(struct mf_error *err, const char *fmt, ...)
-{
-	char sentence[sizeof(err->msg)];
-	va_list ap;
-
-	va_start(ap, fmt);
-	if (vsnprintf(sentence, sizeof(sentence), fmt, ap) < 0)
-		sentence[0] = '\0';
-	va_end(ap);
-	return base_error(err, -MF_EUSAGE, MF_SCOPE_HOST, "%s", sentence);
-}
-
 enum perf_verb perf_find_verb(const char *name, struct mf_error *err)
 {
 	const char *names[PERF_VERB_COUNT];
@@ -188,9 +175,9 @@ enum perf_verb perf_find_verb(const char *name, struct mf_error *err)
 			return (enum perf_verb)v;
 	}
 	const char *near = cli_nearest(name, names, PERF_VERB_COUNT);
-	(void)(near ? usage_error(err, "'%.40s' is not a test; did you mean %s?", name, near)
-		    : usage_error(err, "'%.40s' is not a test; memferry-perf --help lists them",
-				  name));
+	(void)(near ? base_usage_error(err, "'%.40s' is not a test; did you mean %s?", name, near)
+		    : base_usage_error(
+			      err, "'%.40s' is not a test; memferry-perf --help lists them", name));
 	return PERF_VERB_COUNT;
 }
 
@@ -210,13 +197,13 @@ static int check_words(const char *what, const char *words, const char *text, st
 	for (const char *at = text;; at++) {
 		size_t len = strcspn(at, ",");
 		if (!is_word(words, at, len))
-			return usage_error(err, "%s: '%.*s' is none of %s", what,
-					   (int)(len < 40 ? len : 40), at, words);
+			return base_usage_error(err, "%s: '%.*s' is none of %s", what,
+						(int)(len < 40 ? len : 40), at, words);
 		for (const char *before = text; before < at; before++) {
 			size_t other = strcspn(before, ",");
 			if (other == len && !strncmp(before, at, len))
-				return usage_error(err, "%s: '%.*s' is there twice", what, (int)len,
-						   at);
+				return base_usage_error(err, "%s: '%.*s' is there twice", what,
+							(int)len, at);
 			before += other;
 		}
 		at += len;
@@ -232,7 +219,8 @@ static int parse_real(const char *what, const char *text, double *ret, struct mf
 	errno = 0;
 	double value = strtod(text, &end);
 	if (errno || end == text || *end || !isfinite(value) || value < 0)
-		return usage_error(err, "%s: '%.40s' is not a number of 0 or more", what, text);
+		return base_usage_error(err, "%s: '%.40s' is not a number of 0 or more", what,
+					text);
 	*ret = value;
 	return 0;
 }
@@ -246,9 +234,9 @@ static int parse_size(const struct perf_option *option, const char *what, const 
 	if (base_parse_size(text, what, &value, err))
 		return -MF_EUSAGE;
 	if (value < option->min || value > option->max)
-		return usage_error(err, "%s: '%.40s' is not between %s and %s", what, text,
-				   base_format_size(option->min, least, sizeof(least)),
-				   base_format_size(option->max, most, sizeof(most)));
+		return base_usage_error(err, "%s: '%.40s' is not between %s and %s", what, text,
+					base_format_size(option->min, least, sizeof(least)),
+					base_format_size(option->max, most, sizeof(most)));
 	*ret = value;
 	return 0;
 }
@@ -262,11 +250,12 @@ static int parse_list(const struct perf_option *option, const char *what, const 
 		char word[40];
 		size_t len = strcspn(at, ",");
 		if (!len || len >= sizeof(word))
-			return usage_error(err,
-					   "%s: '%.40s' is no list of values separated by commas",
-					   what, text);
+			return base_usage_error(
+				err, "%s: '%.40s' is no list of values separated by commas", what,
+				text);
 		if (list.n == PERF_LIST_MAX)
-			return usage_error(err, "%s: more than %u values", what, PERF_LIST_MAX);
+			return base_usage_error(err, "%s: more than %u values", what,
+						PERF_LIST_MAX);
 		(void)snprintf(word, sizeof(word), "%.*s", (int)len, at);
 		if (option->type == PERF_SIZES
 			    ? parse_size(option, what, word, &list.at[list.n], err)
@@ -310,12 +299,12 @@ static int set_option(const struct perf_option *option, const char *text, struct
 		break;
 	case PERF_CHOICE:
 		if (!is_word(option->arg, text, strlen(text)))
-			return usage_error(err, "%s: '%.40s' is none of %s", what, text,
-					   option->arg);
+			return base_usage_error(err, "%s: '%.40s' is none of %s", what, text,
+						option->arg);
 		break;
 	case PERF_TEXT:
 		if (!text[0])
-			return usage_error(err, "%s: needs a value: %s", what, option->arg);
+			return base_usage_error(err, "%s: needs a value: %s", what, option->arg);
 		break;
 	}
 	*(const char **)field = text;
@@ -342,8 +331,9 @@ static int unknown_option(enum perf_verb verb, const char *word, int letter, str
 	size_t n = 0;
 
 	if (letter)
-		return usage_error(err, "-%c: unknown option; memferry-perf %s --help lists them",
-				   isprint(letter) ? letter : '?', perf_verbs[verb].name);
+		return base_usage_error(err,
+					"-%c: unknown option; memferry-perf %s --help lists them",
+					isprint(letter) ? letter : '?', perf_verbs[verb].name);
 	word += strspn(word, "-");
 	(void)snprintf(name, sizeof(name), "%.*s", (int)strcspn(word, "="), word);
 	for (size_t i = 0; i < perf_n_options; i++) {
@@ -352,9 +342,10 @@ static int unknown_option(enum perf_verb verb, const char *word, int letter, str
 	}
 	const char *near = cli_nearest(name, names, n);
 	if (near)
-		return usage_error(err, "--%s: unknown option; did you mean --%s?", name, near);
-	return usage_error(err, "--%s: unknown option; memferry-perf %s --help lists them", name,
-			   perf_verbs[verb].name);
+		return base_usage_error(err, "--%s: unknown option; did you mean --%s?", name,
+					near);
+	return base_usage_error(err, "--%s: unknown option; memferry-perf %s --help lists them",
+				name, perf_verbs[verb].name);
 }
 
 static int take_options(enum perf_verb verb, int argc, char *const argv[], struct perf_options *ret,
@@ -383,15 +374,15 @@ static int take_options(enum perf_verb verb, int argc, char *const argv[], struc
 		if (c == '?')
 			return unknown_option(verb, word, optopt < FIRST_VALUE ? optopt : 0, err);
 		if (c == ':')
-			return usage_error(err, "%.40s: needs a value", word);
+			return base_usage_error(err, "%.40s: needs a value", word);
 		const struct perf_option *option = NULL;
 		for (size_t i = 0; i < perf_n_options; i++) {
 			if (c == FIRST_VALUE + (int)i || c == perf_option_table[i].letter)
 				option = &perf_option_table[i];
 		}
 		if (!(option->verbs & 1u << verb))
-			return usage_error(err, "--%s: %s does not take it", option->name,
-					   perf_verbs[verb].name);
+			return base_usage_error(err, "--%s: %s does not take it", option->name,
+						perf_verbs[verb].name);
 		if (set_option(option, optarg, ret, err))
 			return -MF_EUSAGE;
 	}
@@ -403,35 +394,37 @@ static int check_whole(const struct perf_options *o, struct mf_error *err)
 	const char *name = perf_verbs[o->verb].name;
 
 	if (!o->host && perf_verbs[o->verb].operand[0] == 'H')
-		return usage_error(err,
-				   "%s needs the host where memferry-perf server waits, as in "
-				   "memferry-perf %s 192.0.2.7",
-				   name, name);
+		return base_usage_error(err,
+					"%s needs the host where memferry-perf server waits, as in "
+					"memferry-perf %s 192.0.2.7",
+					name, name);
 	if (!o->port && o->verb != PERF_SERVER)
-		return usage_error(err, "--port: 0 is for server only");
+		return base_usage_error(err, "--port: 0 is for server only");
 	if (o->all_sizes && o->size)
-		return usage_error(err, "--all: goes without --size");
+		return base_usage_error(err, "--all: goes without --size");
 	if (o->duration_s && o->iterations)
-		return usage_error(err, "--duration: goes without --iters");
+		return base_usage_error(err, "--duration: goes without --iters");
 	if (o->histogram && o->unsorted)
-		return usage_error(err, "--report-histogram: goes without --report-unsorted");
+		return base_usage_error(err, "--report-histogram: goes without --report-unsorted");
 	if (o->verb == PERF_LAT && o->events && !strcmp(o->op, "write"))
-		return usage_error(err,
-				   "--events: a write tells nothing to the CPU it goes to; it goes "
-				   "with --op read");
+		return base_usage_error(
+			err, "--events: a write tells nothing to the CPU it goes to; it goes "
+			     "with --op read");
 	if (o->verb == PERF_ESTIMATE && !o->against == !o->guest)
-		return usage_error(err, "estimate needs either --guest to watch, or --estimate and "
+		return base_usage_error(err,
+					"estimate needs either --guest to watch, or --estimate and "
 					"--against to compare");
 	if (!o->against != !o->estimate)
-		return usage_error(err, "--%s: needs --%s, too",
-				   o->against ? "against" : "estimate",
-				   o->against ? "estimate" : "against");
+		return base_usage_error(err, "--%s: needs --%s, too",
+					o->against ? "against" : "estimate",
+					o->against ? "estimate" : "against");
 	if (o->guest && !o->host)
-		return usage_error(err, "estimate needs the host where memferry-perf server waits");
+		return base_usage_error(err,
+					"estimate needs the host where memferry-perf server waits");
 	for (uint32_t i = 0; i < o->pages.n; i++) {
 		if (o->pages.at[i] & (o->pages.at[i] - 1))
-			return usage_error(err, "--page: %" PRIu64 " is no size of pages",
-					   o->pages.at[i]);
+			return base_usage_error(err, "--page: %" PRIu64 " is no size of pages",
+						o->pages.at[i]);
 	}
 	return 0;
 }
@@ -462,12 +455,12 @@ int perf_parse(enum perf_verb verb, int argc, char *const argv[], struct perf_op
 		return -MF_EUSAGE;
 	for (int i = optind; i < argc + 1; i++) {
 		if (!perf_verbs[verb].operand[0])
-			return usage_error(err, "'%.60s': %s takes no argument but options",
-					   words[i], perf_verbs[verb].name);
+			return base_usage_error(err, "'%.60s': %s takes no argument but options",
+						words[i], perf_verbs[verb].name);
 		if (ret->host)
-			return usage_error(err,
-					   "'%.60s': %s takes only one host, and '%.60s' was it",
-					   words[i], perf_verbs[verb].name, ret->host);
+			return base_usage_error(
+				err, "'%.60s': %s takes only one host, and '%.60s' was it",
+				words[i], perf_verbs[verb].name, ret->host);
 		ret->host = words[i];
 	}
 	if (!ret->modes)

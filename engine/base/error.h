@@ -19,6 +19,8 @@ static inline void base_error_clear(struct mf_error *err)
 		*err = (struct mf_error){ 0 };
 }
 
+/* What a person typed wrong, in one sentence. */
+#define base_usage_error(err, ...) base_error((err), -MF_EUSAGE, MF_SCOPE_HOST, __VA_ARGS__)
 /* The same with ": strerror(-code)" appended. */
 int base_error_sys(struct mf_error *err, int code, enum mf_scope scope, const char *fmt, ...)
 	MF_PRINTF(4, 5);

@@ -3,7 +3,6 @@
 
 #include <assert.h>
 #include <inttypes.h>
-#include <stdarg.h>
 #include <string.h>
 
 #include <memferry/session.h>
@@ -88,19 +87,6 @@ const struct cli_option cli_option_table[] = {
 /* clang-format on */
 const size_t cli_n_options = BASE_ARRAY_LEN(cli_option_table);
 
-static int usage_error(struct mf_error *err, const char *fmt, ...) MF_PRINTF(2, 3);
-static int usage_error(struct mf_error *err, const char *fmt, ...)
-{
-	char sentence[sizeof(err->msg)];
-	va_list ap;
-
-	va_start(ap, fmt);
-	if (vsnprintf(sentence, sizeof(sentence), fmt, ap) < 0)
-		sentence[0] = '\0';
-	va_end(ap);
-	return base_error(err, -MF_EUSAGE, MF_SCOPE_HOST, "%s", sentence);
-}
-
 #define WORD_MAX 40
 
 /* Changes, insertions, deletions and swaps of neighbours between two words. */
@@ -166,14 +152,15 @@ enum cli_verb cli_find_verb(const char *name, struct mf_error *err)
 			return (enum cli_verb)v;
 	}
 	if (name[0] == '-') {
-		(void)usage_error(err,
-				  "%.40s: options go after the verb; memferry help lists the verbs",
-				  name);
+		(void)base_usage_error(
+			err, "%.40s: options go after the verb; memferry help lists the verbs",
+			name);
 		return CLI_VERB_COUNT;
 	}
 	const char *near = cli_nearest(name, names, CLI_VERB_COUNT);
-	(void)(near ? usage_error(err, "'%.40s' is not a verb; did you mean %s?", name, near)
-		    : usage_error(err, "'%.40s' is not a verb; memferry help lists them", name));
+	(void)(near ? base_usage_error(err, "'%.40s' is not a verb; did you mean %s?", name, near)
+		    : base_usage_error(err, "'%.40s' is not a verb; memferry help lists them",
+				       name));
 	return CLI_VERB_COUNT;
 }
 
@@ -200,9 +187,10 @@ static int unknown_option(enum cli_verb verb, const char *name, size_t len, stru
 	}
 	const char *near = cli_nearest(word, names, n);
 	if (near)
-		return usage_error(err, "--%s: unknown option; did you mean --%s?", word, near);
-	return usage_error(err, "--%s: unknown option; memferry %s --help lists them", word,
-			   cli_verbs[verb].name);
+		return base_usage_error(err, "--%s: unknown option; did you mean --%s?", word,
+					near);
+	return base_usage_error(err, "--%s: unknown option; memferry %s --help lists them", word,
+				cli_verbs[verb].name);
 }
 
 /* "send and check" */
@@ -261,8 +249,8 @@ static int set_option(const struct cli_option *option, const char *text, struct 
 		return base_parse_size(text, what, field, err);
 	case CLI_CHOICE:
 		if (!is_choice(option->arg, text))
-			return usage_error(err, "%s: '%.40s' is none of %s", what, text,
-					   option->arg);
+			return base_usage_error(err, "%s: '%.40s' is none of %s", what, text,
+						option->arg);
 		break;
 	case CLI_ADDR:
 		if (check_address(what, text, err))
@@ -270,7 +258,7 @@ static int set_option(const struct cli_option *option, const char *text, struct 
 		break;
 	case CLI_TEXT:
 		if (!text[0])
-			return usage_error(err, "%s: needs a value: %s", what, option->arg);
+			return base_usage_error(err, "%s: needs a value: %s", what, option->arg);
 		break;
 	}
 	*(const char **)field = text;
@@ -304,18 +292,18 @@ static int take_option(enum cli_verb verb, int argc, char *const argv[], struct 
 	if (!option)
 		return unknown_option(verb, name, len, err);
 	if (!(option->verbs & 1u << verb))
-		return usage_error(err, "--%s: %s does not take it; it belongs to %s", option->name,
-				   cli_verbs[verb].name,
-				   list_verbs(option->verbs, verbs, sizeof(verbs)));
+		return base_usage_error(err, "--%s: %s does not take it; it belongs to %s",
+					option->name, cli_verbs[verb].name,
+					list_verbs(option->verbs, verbs, sizeof(verbs)));
 	if (option->type == CLI_FLAG) {
 		if (text)
-			return usage_error(err, "--%s: takes no value", option->name);
+			return base_usage_error(err, "--%s: takes no value", option->name);
 		return set_option(option, NULL, ret, err) ? -MF_EUSAGE : 1;
 	}
 	if (text)
 		return set_option(option, text, ret, err) ? -MF_EUSAGE : 1;
 	if (argc < 2 || !strncmp(argv[1], "--", 2))
-		return usage_error(err, "--%s: needs a value: %s", option->name, option->arg);
+		return base_usage_error(err, "--%s: needs a value: %s", option->name, option->arg);
 	return set_option(option, argv[1], ret, err) ? -MF_EUSAGE : 2;
 }
 
@@ -324,12 +312,12 @@ static int take_operand(const char *text, struct cli_options *ret, struct mf_err
 	const struct cli_verb_info *info = &cli_verbs[ret->verb];
 
 	if (!info->operand[0])
-		return usage_error(
+		return base_usage_error(
 			err, "'%.60s': %s takes no argument but options%s", text, info->name,
 			ret->verb == CLI_RECEIVE ? "; an address goes after --listen" : "");
 	if (ret->operand)
-		return usage_error(err, "'%.60s': %s takes only one %s, and '%.60s' was it", text,
-				   info->name, info->operand, ret->operand);
+		return base_usage_error(err, "'%.60s': %s takes only one %s, and '%.60s' was it",
+					text, info->name, info->operand, ret->operand);
 	ret->operand = text;
 	return 0;
 }
@@ -338,15 +326,16 @@ static int take_operand(const char *text, struct cli_options *ret, struct mf_err
 static int check_security(const struct cli_options *o, struct mf_error *err)
 {
 	if (o->tls_dir || o->psk)
-		return usage_error(err,
-				   "--%s: this version has only the plain control channel, without "
-				   "TLS or keys; it needs --insecure instead",
-				   o->tls_dir ? "tls-dir" : "psk");
+		return base_usage_error(
+			err,
+			"--%s: this version has only the plain control channel, without "
+			"TLS or keys; it needs --insecure instead",
+			o->tls_dir ? "tls-dir" : "psk");
 	if (!o->insecure)
-		return usage_error(err,
-				   "--insecure: this version has only the plain control channel, "
-				   "which anyone between the hosts can read and change; it needs "
-				   "--insecure to accept that");
+		return base_usage_error(
+			err, "--insecure: this version has only the plain control channel, "
+			     "which anyone between the hosts can read and change; it needs "
+			     "--insecure to accept that");
 	return 0;
 }
 
@@ -355,30 +344,30 @@ static int check_whole(const struct cli_options *o, struct mf_error *err)
 	bool moves = MOVING & 1u << o->verb;
 
 	if (o->verb == CLI_RECOVER)
-		return usage_error(err,
-				   "recover: this version cannot go on with a move that was cut "
-				   "off; see EXIT STATUS in memferry(1) for what to do");
+		return base_usage_error(
+			err, "recover: this version cannot go on with a move that was cut "
+			     "off; see EXIT STATUS in memferry(1) for what to do");
 	if (o->resume)
-		return usage_error(err,
-				   "--resume: this version cannot go on with a move that was cut "
-				   "off; see EXIT STATUS in memferry(1) for what to do");
+		return base_usage_error(
+			err, "--resume: this version cannot go on with a move that was cut "
+			     "off; see EXIT STATUS in memferry(1) for what to do");
 	if (!moves)
 		return 0;
 	if (o->verb == CLI_RECEIVE && !o->listen)
-		return usage_error(err, "--listen: receive needs an address to wait at, as in "
-					"--listen 192.0.2.7");
+		return base_usage_error(err, "--listen: receive needs an address to wait at, as in "
+					     "--listen 192.0.2.7");
 	if (o->verb != CLI_RECEIVE && !o->operand)
-		return usage_error(err,
-				   "ADDR: %s needs the address where receive waits, as in "
-				   "memferry %s 192.0.2.7",
-				   cli_verbs[o->verb].name, cli_verbs[o->verb].name);
+		return base_usage_error(err,
+					"ADDR: %s needs the address where receive waits, as in "
+					"memferry %s 192.0.2.7",
+					cli_verbs[o->verb].name, cli_verbs[o->verb].name);
 	if (o->operand && check_address("ADDR", o->operand, err))
 		return -MF_EUSAGE;
 	if (!o->guest)
-		return usage_error(err,
-				   "--guest: %s needs a guest, as in --guest "
-				   "qemu:/run/vm1.qmp",
-				   cli_verbs[o->verb].name);
+		return base_usage_error(err,
+					"--guest: %s needs a guest, as in --guest "
+					"qemu:/run/vm1.qmp",
+					cli_verbs[o->verb].name);
 	return check_security(o, err);
 }
 
@@ -401,9 +390,9 @@ int cli_parse(enum cli_verb verb, int argc, char *const argv[], struct cli_optio
 		else if (!only_operands && !strncmp(argv[i], "--", 2))
 			took = take_option(verb, argc - i, argv + i, ret, err);
 		else if (!only_operands && argv[i][0] == '-' && argv[i][1])
-			took = usage_error(err,
-					   "%.40s: unknown option; options begin with two dashes",
-					   argv[i]);
+			took = base_usage_error(
+				err, "%.40s: unknown option; options begin with two dashes",
+				argv[i]);
 		else if (take_operand(argv[i], ret, err))
 			took = -MF_EUSAGE;
 		if (took < 0)
