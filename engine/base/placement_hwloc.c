@@ -23,10 +23,11 @@ static void closep(struct base_place **place)
 
 static int load(hwloc_topology_t t, const char *xml)
 {
-	/* They would start drivers of accelerators, which takes seconds and is of no use here. */
-	static const char *const unwanted[] = {
-		"cuda", "gl", "levelzero", "nvml", "opencl", "rsmi"
-	};
+	/* They would start drivers of accelerators, which takes seconds and is of no use here.  "pci" is a plugin that
+	 * other packages bring along: it reads the list of all devices' names, each time, and never frees it; without it hwloc
+	 * finds devices in sysfs. */
+	static const char *const unwanted[] = { "cuda",   "gl",  "levelzero", "nvml",
+						"opencl", "pci", "rsmi" };
 	for (size_t i = 0; i < BASE_ARRAY_LEN(unwanted); i++)
 		(void)hwloc_topology_set_components(t, HWLOC_TOPOLOGY_COMPONENTS_FLAG_BLACKLIST,
 						    unwanted[i]);
