@@ -83,13 +83,19 @@ class Usage:
         return inside[-1][1] - inside[0][1], inside[-1][2] - inside[0][2]
 
 
+def lanes(process):
+    """Its lanes' thread ids.  Other threads, which registered RAM say, end while one looks."""
+    for task in Path("/proc", str(process.pid), "task").iterdir():
+        with contextlib.suppress(OSError):
+            if (task / "comm").read_text().startswith("mf-lane-"):
+                yield int(task.name)
+
+
 @contextlib.contextmanager
 def held_lanes(process):
     libc = ctypes.CDLL(None, use_errno=True)
-    tasks = [task for task in Path("/proc", str(process.pid), "task").iterdir()
-             if (task / "comm").read_text().startswith("mf-lane-")]
-    assert tasks, "no lanes"
-    held = [int(task.name) for task in tasks]
+    held = list(lanes(process))
+    assert held, "no lanes"
     for request in PTRACE_SEIZE, PTRACE_INTERRUPT:
         for tid in held:
             if libc.ptrace(request, tid, None, None):
