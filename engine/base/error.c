@@ -19,6 +19,7 @@ static const struct {
 	{ MF_EPAUSED, "paused", "paused in post-copy" },
 	{ MF_EKERNEL, "kernel", "this kernel lacks what is needed" },
 	{ MF_EUSAGE, "usage", "malformed argument" },
+	{ MF_ESECURITY, "security", "the control channel is not secure" },
 };
 
 const char *base_strerror(int code)

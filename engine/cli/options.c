@@ -64,9 +64,12 @@ const struct cli_option cli_option_table[] = {
 	{ "verify", "none|full", CLI_CHOICE, "none", 0, 0, LEADING, AT(verify),
 	  "compare every page on both hosts at the end; lengthens the downtime" },
 	{ "tls-dir", "DIR", CLI_TEXT, NULL, 0, 0, MOVING, AT(tls_dir),
-	  "certificates for the control channel (not in this version)" },
+	  "secure the control channel by the certificates in this directory; see FILES" },
+	{ "tls-peer", "NAME[,NAME]...", CLI_TEXT, NULL, 0, 0, MOVING, AT(tls_peers),
+	  "whom the other host's certificate may be for; unless given, send and check expect the host that they connect to, "
+	  "and receive takes any certificate of the CA" },
 	{ "psk", "FILE", CLI_TEXT, NULL, 0, 0, MOVING, AT(psk),
-	  "pre-shared key for the control channel (not in this version)" },
+	  "secure the control channel by the pre-shared key in this file, the same on both hosts; see FILES" },
 	{ "insecure", NULL, CLI_FLAG, NULL, 0, 0, MOVING, AT(insecure),
 	  "permit a control channel that is neither encrypted nor authenticated" },
 	{ "resume", "SESSION", CLI_TEXT, NULL, 0, 0, V(RECEIVE) | V(SEND), AT(resume),
@@ -322,20 +325,22 @@ static int take_operand(const char *text, struct cli_options *ret, struct mf_err
 	return 0;
 }
 
-/* TLS and pre-shared keys are not there yet, and plain must be asked for by name. */
+/* Plain must be asked for by name. */
 static int check_security(const struct cli_options *o, struct mf_error *err)
 {
-	if (o->tls_dir || o->psk)
+	const char *first = o->tls_dir ? "tls-dir" : "psk";
+
+	if (!!o->tls_dir + !!o->psk + o->insecure > 1)
 		return base_usage_error(
-			err,
-			"--%s: this version has only the plain control channel, without "
-			"TLS or keys; it needs --insecure instead",
-			o->tls_dir ? "tls-dir" : "psk");
-	if (!o->insecure)
+			err, "--%s: goes without --%s; the control channel is secured in one way",
+			first, o->insecure ? "insecure" : "psk");
+	if (o->tls_peers && !o->tls_dir)
 		return base_usage_error(
-			err, "--insecure: this version has only the plain control channel, "
-			     "which anyone between the hosts can read and change; it needs "
-			     "--insecure to accept that");
+			err, "--tls-peer: names stand in certificates, it goes with --tls-dir");
+	if (!o->tls_dir && !o->psk && !o->insecure)
+		return base_usage_error(
+			err, "--tls-dir: the control channel must be secured by --tls-dir DIR or "
+			     "--psk FILE, on both hosts alike; --insecure does without");
 	return 0;
 }
 

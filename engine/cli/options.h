@@ -67,6 +67,7 @@ struct cli_options {
 	const char *tracker;
 	const char *verify;
 	const char *tls_dir;
+	const char *tls_peers;
 	const char *psk;
 	const char *resume;
 	const char *run_dir;

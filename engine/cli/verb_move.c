@@ -104,6 +104,9 @@ static int create_session(struct move *move, struct mf_error *err)
 		.on_event = on_event,
 		.ctx = move,
 		.tracker = o->tracker,
+		.tls_dir = o->tls_dir,
+		.tls_peers = o->tls_peers,
+		.psk = o->psk,
 	};
 
 	return mf_session_create(&params, &move->session, err);

@@ -74,34 +74,35 @@ static void warm_transports(void)
 	}
 }
 
-static int wait_for_source(struct mf_session *s, struct mf_error *err)
+static int listen_here(struct mf_session *s, struct wire_acceptor **ret, struct mf_error *err)
 {
 	char address[MF_ADDRESS_MAX];
-	int r = 0;
-	if (s->listen_fd < 0) {
-		r = wire_listen(s->host, s->port, &s->listen_fd, address, sizeof(address), err);
-		if (r < 0)
-			return r;
+	int r = wire_listen(s->host, s->port, &s->listen_fd, address, sizeof(address), err);
+	if (r == 0)
+		r = eng_open_acceptor(s, s->params.connect_timeout_ms, ret, err);
+	if (r == 0)
 		eng_emit(s, MF_EVENT_LISTENING, "%s", address);
-	}
+	return r;
+}
+
+static int wait_for_source(struct mf_session *s, struct wire_acceptor *acceptor,
+			   struct mf_error *err)
+{
+	int r;
 	for (;;) {
-		base_autofd fd = -1;
 		r = eng_check_cancel(s, err);
-		if (r < 0)
-			return r;
-		r = wire_accept(s->listen_fd, s->event_fd, BASE_NEVER, &fd, err);
-		if (r == -EINTR) {
-			eng_sleep(s, base_now_us()); /* takes the wake-up */
-			continue;
-		}
-		if (r < 0)
-			return r;
-		wire_peer_name(fd, s->peer_name, sizeof(s->peer_name));
-		wire_local_host(fd, s->local_host, sizeof(s->local_host));
-		eng_emit(s, MF_EVENT_CONNECTED, "%s", s->peer_name);
-		return wire_channel_open(&fd, s->params.peer_timeout_ms, s->event_fd, &s->channel,
-					 err);
+		if (r == 0)
+			r = wire_acceptor_next(acceptor, BASE_NEVER, &s->channel, err);
+		if (r != -EINTR)
+			break;
+		eng_sleep(s, base_now_us()); /* takes the wake-up */
 	}
+	if (r < 0)
+		return r;
+	wire_peer_name(wire_channel_fd(s->channel), s->peer_name, sizeof(s->peer_name));
+	wire_local_host(wire_channel_fd(s->channel), s->local_host, sizeof(s->local_host));
+	eng_emit(s, MF_EVENT_CONNECTED, "%s", s->peer_name);
+	return 0;
 }
 
 /* ---- check ---- */
@@ -541,7 +542,8 @@ static int destination_fail(struct mf_session *s, struct plan *plan, int code, s
 static bool is_stranger(const struct mf_session *s, int code)
 {
 	return s->state == ENG_CHECK && !s->report.session[0] &&
-	       (code == -EBADMSG || code == -ECONNRESET || code == -ETIMEDOUT || code == -MF_EPEER);
+	       (code == -EBADMSG || code == -ECONNRESET || code == -ETIMEDOUT ||
+		code == -MF_EPEER || code == -MF_ESECURITY);
 }
 
 static void forget_source(struct mf_session *s)
@@ -559,12 +561,15 @@ static void forget_source(struct mf_session *s)
 int eng_destination_run(struct mf_session *s, struct mf_error *err)
 {
 	struct plan plan = { 0 };
+	struct wire_acceptor *acceptor = NULL;
 	wire_msg *msg;
 	int r = eng_guest_describe(s, err);
 	eng_set_state(s, ENG_CONNECT);
 	warm_transports();
+	if (r == 0)
+		r = listen_here(s, &acceptor, err);
 	while (r == 0) {
-		r = wait_for_source(s, err);
+		r = wait_for_source(s, acceptor, err);
 		if (r == 0)
 			r = destination_check(s, &plan, err);
 		bool was_check = r == -MF_EREFUSED && plan.check_only;
@@ -573,12 +578,16 @@ int eng_destination_run(struct mf_session *s, struct mf_error *err)
 		/* `memferry check`, or nobody who speaks our protocol, leaves; wait for who means it. */
 		if (r == 0 && eng_expect(s, WIRE_BODY(BYE), eng_timeout(s), &msg, NULL) == 0)
 			wire_msg_free(msg);
+		if (r < 0 && !was_check)
+			eng_refused(s, err->msg);
 		eng_hang_up(s);
 		forget_source(s);
 		*err = (struct mf_error){ 0 };
 		eng_set_state(s, ENG_CONNECT);
 		r = 0;
 	}
+	/* Whoever else is there came too late. */
+	wire_acceptor_close(acceptor);
 	if (r == 0)
 		r = destination_prepare(s, err);
 	if (r == 0)

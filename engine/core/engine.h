@@ -25,6 +25,7 @@
 #include "tracker/pager.h"
 #include "tracker/tracker.h"
 #include "transport/transport.h"
+#include "wire/accept.h"
 #include "wire/channel.h"
 
 #define ENG_PROTOCOL_VERSION 1u
@@ -256,6 +257,7 @@ struct mf_session {
 	int listen_fd;
 	char local_host[MF_ADDRESS_MAX]; /* our end of the control channel: lanes use it, too */
 	char peer_name[MF_ADDRESS_MAX];  /* "host:port" of the other */
+	struct wire_security *security;  /* of all control channels; NULL: plain */
 	struct wire_channel *channel;
 	struct eng_memory memory;
 	struct eng_lanes lanes;
@@ -270,7 +272,8 @@ struct mf_session {
 	int pager_uffd;
 	/* The original, of a guest in this process whose adapter leaves that to us. */
 	int kept_uffd;
-	bool prepared; /* the adapter was; abort() is owed */
+	uint32_t n_refused; /* destination: connections */
+	bool prepared;      /* the adapter was; abort() is owed */
 	bool record_written;
 	bool peer_gave_up;        /* it sent Abort */
 	uint32_t throttle;        /* percent, of the source guest */
@@ -366,6 +369,12 @@ int eng_send_plain(struct mf_session *s, Mf__Wire__Control__BodyCase body, struc
 void eng_send_abort(struct mf_session *s, const struct mf_error *why);
 /* Closes the control channel: the peer is not to wait for more.  Without one: nothing. */
 void eng_hang_up(struct mf_session *s);
+struct wire_channel_params eng_channel_params(const struct mf_session *s);
+/* Destination: whoever connects has so long to secure the channel and to say what it wants. */
+int eng_open_acceptor(struct mf_session *s, uint64_t patience_ms,
+		      struct wire_acceptor **ret_acceptor, struct mf_error *err);
+/* Tells people. */
+void eng_refused(struct mf_session *s, const char *why);
 /* Runs the job's end out, watching for cancel and the channel; asks the job to stop on failure
  * and waits for it all the same.  The first failure. */
 int eng_wait_job(struct mf_session *s, struct eng_job *job, struct mf_error *err);

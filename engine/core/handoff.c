@@ -97,6 +97,17 @@ static int next_message(struct mf_session *s, struct wire_channel *ch, uint64_t 
 	return r;
 }
 
+static int await_secure(struct mf_session *s, struct wire_channel *ch, uint64_t deadline_us)
+{
+	int r;
+	while ((r = wire_channel_is_secure(ch, NULL)) == 0) {
+		if (base_now_us() >= deadline_us)
+			return -ETIMEDOUT;
+		eng_sleep(s, deadline_us);
+	}
+	return r < 0 ? r : 0;
+}
+
 /* One question on one new connection; its Bye says that the answer was heard. */
 static int ask_once(struct mf_session *s, uint64_t deadline_us, Mf__Wire__Answer__State *ret)
 {
@@ -104,8 +115,9 @@ static int ask_once(struct mf_session *s, uint64_t deadline_us, Mf__Wire__Answer
 	int r = wire_connect(s->host, s->port, -1, deadline_us, &fd, NULL);
 	if (r < 0)
 		return r;
+	const struct wire_channel_params params = eng_channel_params(s);
 	struct wire_channel *ch;
-	r = wire_channel_open(&fd, s->params.peer_timeout_ms, s->event_fd, &ch, NULL);
+	r = wire_channel_open(&fd, &params, &ch, NULL);
 	if (r < 0)
 		return r;
 	Mf__Wire__Query body = MF__WIRE__QUERY__INIT;
@@ -113,7 +125,9 @@ static int ask_once(struct mf_session *s, uint64_t deadline_us, Mf__Wire__Answer
 	msg.body_case = WIRE_BODY(QUERY);
 	msg.query = &body;
 	body.session = s->report.session;
-	r = wire_channel_send(ch, &msg, NULL);
+	r = await_secure(s, ch, deadline_us);
+	if (r == 0)
+		r = wire_channel_send(ch, &msg, NULL);
 	if (r == 0)
 		r = next_message(s, ch, deadline_us, &answer);
 	if (r > 0) {
@@ -153,34 +167,28 @@ Mf__Wire__Answer__State eng_query_peer(struct mf_session *s, uint64_t deadline_u
 }
 
 /* 0: the source asked and heard the answer.  One that has given up waiting may still stand in the queue. */
-static int answer_one(struct mf_session *s, int *fd, Mf__Wire__Answer__State state)
+static int answer_one(struct mf_session *s, struct wire_channel *ch, uint64_t patience_ms,
+		      Mf__Wire__Answer__State state)
 {
-	struct wire_channel *ch;
-	int r = wire_channel_open(fd, s->params.peer_timeout_ms, s->event_fd, &ch, NULL);
-	if (r < 0)
-		return r;
 	wire_msg *query, *bye;
-	uint64_t patience = s->params.peer_timeout_ms < 3000 ? s->params.peer_timeout_ms : 3000;
-	r = next_message(s, ch, base_deadline_ms(patience), &query);
+	int r = next_message(s, ch, base_deadline_ms(patience_ms), &query);
 	bool ours = r > 0 && query->body_case == WIRE_BODY(QUERY) &&
 		    !strcmp(query->query->session, s->report.session);
 	if (r > 0)
 		wire_msg_free(query);
-	bool heard = false;
-	if (ours) {
-		Mf__Wire__Answer body = MF__WIRE__ANSWER__INIT;
-		wire_msg msg = WIRE_INIT;
-		msg.body_case = WIRE_BODY(ANSWER);
-		msg.answer = &body;
-		body.state = state;
-		r = wire_channel_send(ch, &msg, NULL);
-		if (r == 0)
-			r = next_message(s, ch, base_deadline_ms(patience), &bye);
-		heard = r > 0 && bye->body_case == WIRE_BODY(BYE);
-		if (r > 0)
-			wire_msg_free(bye);
-	}
-	wire_channel_close(ch);
+	if (!ours)
+		return -EAGAIN;
+	Mf__Wire__Answer body = MF__WIRE__ANSWER__INIT;
+	wire_msg msg = WIRE_INIT;
+	msg.body_case = WIRE_BODY(ANSWER);
+	msg.answer = &body;
+	body.state = state;
+	r = wire_channel_send(ch, &msg, NULL);
+	if (r == 0)
+		r = next_message(s, ch, base_deadline_ms(patience_ms), &bye);
+	bool heard = r > 0 && bye->body_case == WIRE_BODY(BYE);
+	if (r > 0)
+		wire_msg_free(bye);
 	return heard ? 0 : -EAGAIN;
 }
 
@@ -204,16 +212,22 @@ uint64_t eng_doubt_deadline(const struct mf_session *s)
 void eng_answer_queries(struct mf_session *s, Mf__Wire__Answer__State state)
 {
 	uint64_t deadline_us = eng_doubt_deadline(s);
-	while (base_now_us() < deadline_us && !source_knows(s)) {
-		base_autofd fd = -1;
-		int r = wire_accept(s->listen_fd, s->event_fd, deadline_us, &fd, NULL);
+	uint64_t patience_ms = s->params.peer_timeout_ms < 3000 ? s->params.peer_timeout_ms : 3000;
+	struct wire_acceptor *acceptor;
+	bool heard = false;
+	if (eng_open_acceptor(s, patience_ms, &acceptor, NULL) < 0)
+		return;
+	while (!heard && base_now_us() < deadline_us && !source_knows(s)) {
+		struct wire_channel *ch;
+		int r = wire_acceptor_next(acceptor, deadline_us, &ch, NULL);
 		if (r == -EINTR) {
 			eng_sleep(s, 0); /* takes the wake-up */
 			continue;
 		}
 		if (r < 0)
-			return;
-		if (answer_one(s, &fd, state) == 0)
-			return;
+			break;
+		heard = answer_one(s, ch, patience_ms, state) == 0;
+		wire_channel_close(ch);
 	}
+	wire_acceptor_close(acceptor);
 }

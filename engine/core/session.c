@@ -20,6 +20,9 @@
 #include "core/engine.h"
 #include "wire/socket.h"
 
+/* A port that is found by a scanner is not to fill a log. */
+#define REFUSALS_TOLD 50u
+
 static const char *const mode_names[MF_MODE_COUNT] = {
 	[MF_MODE_HYBRID] = "hybrid", [MF_MODE_PRECOPY] = "precopy", [MF_MODE_POSTCOPY] = "postcopy",
 	[MF_MODE_WARM] = "warm",     [MF_MODE_COLD] = "cold",
@@ -276,6 +279,45 @@ void eng_send_abort(struct mf_session *s, const struct mf_error *why)
 	(void)eng_send(s, &msg, NULL); /* best effort: a peer that does not hear it times out */
 }
 
+void eng_refused(struct mf_session *s, const char *why)
+{
+	if (s->n_refused < REFUSALS_TOLD)
+		eng_emit(s, MF_EVENT_NOTICE, "a connection is refused: %s", why);
+	else if (s->n_refused == REFUSALS_TOLD)
+		eng_emit(s, MF_EVENT_NOTICE,
+			 "more connections are refused, and not told of any more");
+	s->n_refused++;
+}
+
+static void tell_refused(void *ctx, const char *why)
+{
+	eng_refused(ctx, why);
+}
+
+struct wire_channel_params eng_channel_params(const struct mf_session *s)
+{
+	return (struct wire_channel_params){
+		.notify_fd = s->event_fd,
+		.peer_timeout_ms = s->params.peer_timeout_ms,
+		.security = s->security,
+		.host = s->host,
+		.handshake_ms = s->params.connect_timeout_ms,
+	};
+}
+
+int eng_open_acceptor(struct mf_session *s, uint64_t patience_ms,
+		      struct wire_acceptor **ret_acceptor, struct mf_error *err)
+{
+	struct wire_acceptor_params params = {
+		.listen_fd = s->listen_fd,
+		.channel = eng_channel_params(s),
+		.on_refused = tell_refused,
+		.ctx = s,
+	};
+	params.channel.handshake_ms = patience_ms;
+	return wire_acceptor_open(&params, ret_acceptor, err);
+}
+
 void eng_hang_up(struct mf_session *s)
 {
 	wire_channel_close(s->channel);
@@ -331,8 +373,26 @@ void mf_session_progress(const struct mf_session *session, struct mf_progress *r
 
 /* ---- life ---- */
 
+static int check_security(const struct mf_session_params *p, struct mf_error *err)
+{
+	int ways = !!p->tls_dir + !!p->psk + p->insecure;
+	if (ways > 1)
+		return base_usage_error(
+			err, "the control channel is secured in one way: by certificates "
+			     "(tls_dir), by a pre-shared key (psk), or not at all (insecure)");
+	if (!ways)
+		return base_usage_error(
+			err, "the control channel is not secured: it needs certificates "
+			     "(tls_dir) or a pre-shared key (psk), or insecure to do without");
+	if (p->tls_peers && !p->tls_dir)
+		return base_usage_error(
+			err, "names of peers (tls_peers) stand in certificates: they need tls_dir");
+	return 0;
+}
+
 static int check_params(const struct mf_session_params *p, struct mf_error *err)
 {
+	int r;
 	const char *wrong = !p->address                                         ? "no address"
 			    : !p->run_dir                                       ? "no run_dir"
 			    : !p->guest.ops                                     ? "no guest"
@@ -346,17 +406,29 @@ static int check_params(const struct mf_session_params *p, struct mf_error *err)
 	if (p->tracker && strcmp(p->tracker, "auto") && !trk_find(p->tracker))
 		return base_error(err, -MF_EUSAGE, MF_SCOPE_HOST,
 				  "tracker '%.40s' is not in this build", p->tracker);
-	if (!p->insecure)
-		return base_error(
-			err, -MF_EUSAGE, MF_SCOPE_HOST,
-			"the control channel of this version is not encrypted; use it on a "
-			"trusted network only, and say so with --insecure");
+	r = check_security(p, err);
+	if (r < 0)
+		return r;
 	if (p->transport && strcmp(p->transport, "auto") && !tp_find(p->transport))
 		return base_error(
 			err, -MF_EUSAGE, MF_SCOPE_HOST,
 			"transport '%s' is not in this build; `memferry devices` shows what is",
 			p->transport);
 	return 0;
+}
+
+static int load_security(struct mf_session *s, struct mf_error *err)
+{
+	const struct wire_security_params params = {
+		.is_server = s->params.side == MF_DESTINATION,
+		.tls_dir = s->params.tls_dir,
+		.psk = s->params.psk,
+		.peers = s->params.tls_peers,
+	};
+	int r = s->params.insecure ? 0 : wire_security_load(&params, &s->security, err);
+	/* All of it is read. */
+	s->params.tls_dir = s->params.tls_peers = s->params.psk = NULL;
+	return r;
 }
 
 static void name_session(struct mf_session *s)
@@ -416,6 +488,9 @@ int mf_session_create(const struct mf_session_params *given, struct mf_session *
 		s->params.peer_timeout_ms = 10000;
 	if (!s->params.lane_timeout_ms)
 		s->params.lane_timeout_ms = 3000;
+	r = load_security(s, err);
+	if (r < 0)
+		return r;
 	s->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (s->event_fd < 0)
 		return base_error_sys(err, -errno, MF_SCOPE_HOST, "eventfd");
@@ -503,6 +578,7 @@ void mf_session_destroy(struct mf_session *s)
 	if (s->state != ENG_PAUSED)
 		base_closep(&s->kept_uffd);
 	wire_channel_close(s->channel);
+	wire_security_free(s->security);
 	eng_rails_close(s);
 	base_place_close(s->place);
 	eng_memory_unmap(s);

@@ -31,7 +31,14 @@ static int open_channel(struct mf_session *s, struct mf_error *err)
 		return r;
 	wire_local_host(fd, s->local_host, sizeof(s->local_host));
 	wire_peer_name(fd, s->peer_name, sizeof(s->peer_name));
-	return wire_channel_open(&fd, s->params.peer_timeout_ms, s->event_fd, &s->channel, err);
+	const struct wire_channel_params params = eng_channel_params(s);
+	r = wire_channel_open(&fd, &params, &s->channel, err);
+	/* It has a deadline of its own. */
+	while (r == 0 && (r = wire_channel_is_secure(s->channel, err)) == 0) {
+		eng_sleep(s, BASE_NEVER);
+		r = eng_check_cancel(s, err);
+	}
+	return r < 0 ? r : 0;
 }
 
 static int say_hello(struct mf_session *s, struct mf_error *err)

@@ -235,17 +235,18 @@ static void errors_are_one_sentence_about_one_argument(void **state)
 		{ "send a --colour", "--colour: unknown option; memferry send --help lists them" },
 		{ "send a -v", "-v: unknown option; options begin with two dashes" },
 		{ "send a --guest demo:1G",
-		  "--insecure: this version has only the plain control channel, which anyone "
-		  "between the "
-		  "hosts can read and change; it needs --insecure to accept that" },
-		{ "send a --guest demo:1G --tls-dir /x",
-		  "--tls-dir: this version has only the plain control channel, without TLS or "
-		  "keys; it "
-		  "needs --insecure instead" },
+		  "--tls-dir: the control channel must be secured by --tls-dir DIR or --psk FILE, "
+		  "on both hosts alike; --insecure does without" },
+		{ "send a --guest demo:1G --tls-dir /x --insecure",
+		  "--tls-dir: goes without --insecure; the control channel is secured in one way" },
 		{ "receive --listen a --guest demo:1G --psk /x --insecure",
-		  "--psk: this version has only the plain control channel, without TLS or keys; it "
-		  "needs "
-		  "--insecure instead" },
+		  "--psk: goes without --insecure; the control channel is secured in one way" },
+		{ "check a --guest demo:1G --psk /x --tls-dir /y",
+		  "--tls-dir: goes without --psk; the control channel is secured in one way" },
+		{ "check a --guest demo:1G --psk /x --tls-peer b",
+		  "--tls-peer: names stand in certificates, it goes with --tls-dir" },
+		{ "send a --guest demo:1G --insecure --tls-peer b",
+		  "--tls-peer: names stand in certificates, it goes with --tls-dir" },
 		{ "send a --guest demo:1G --insecure --resume x",
 		  "--resume: this version cannot go on with a move that was cut off; see EXIT "
 		  "STATUS in "

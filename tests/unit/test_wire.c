@@ -224,10 +224,10 @@ static void open_pair(struct pair *p, uint64_t timeout_ms, bool both)
 	for (int i = 0; i < 2; i++) {
 		p->event[i] = eventfd(0, EFD_NONBLOCK);
 		p->ch[i] = NULL;
+		const struct wire_channel_params params = { .notify_fd = p->event[i],
+							    .peer_timeout_ms = timeout_ms };
 		if (i == 0 || both)
-			assert_int_equal(wire_channel_open(&p->fd[i], timeout_ms, p->event[i],
-							   &p->ch[i], NULL),
-					 0);
+			assert_int_equal(wire_channel_open(&p->fd[i], &params, &p->ch[i], NULL), 0);
 	}
 }
 

@@ -38,6 +38,7 @@ enum mf_code {
 	MF_EPAUSED,         /**< the guest runs at the destination, pages are missing */
 	MF_EKERNEL,         /**< this kernel lacks what is needed */
 	MF_EUSAGE,          /**< an argument is malformed */
+	MF_ESECURITY,       /**< the control channel could not be secured: why is in the message */
 };
 
 /** Will not grow. */

@@ -239,17 +239,27 @@ struct mf_session_params {
 	uint64_t
 		lane_timeout_ms; /**< a lane whose peer acknowledges nothing for so long is lost; 0: 3 s */
 	bool on_demand;  /**< let the device fault memory in instead of pinning it, where it can */
-	bool insecure;   /**< permit the plain control channel */
+	bool insecure;   /**< permit the plain control channel; not with tls_dir or psk */
 	bool check_only; /**< source: preflight, then stop */
 	mf_event_fn on_event; /**< NULL: none */
 	void *ctx;
 	const char *tracker; /**< source: "auto" (or NULL), or the name of one; copied */
+
+	/* How the control channel is secured: one of these two, or insecure.  Both hosts alike.  Files are read by
+	 * mf_session_create(), which fails when others may read a key. */
+	const char *
+		tls_dir; /**< ca-cert.pem, {server,client}-{cert,key}.pem; a destination is the server; copied */
+	const char *
+		tls_peers; /**< with tls_dir: names that the other host's certificate may have, "a,b"; NULL: source,
+				*   the host of its address; destination, any certificate of the CA; copied */
+	const char *
+		psk; /**< file with a pre-shared key of at least 128 bits, in hexadecimal; copied */
 };
 
 struct mf_session;
 
 /** Checks the parameters and sets up what needs no peer; the destination listens when run.
- *  -EINVAL, -ENOMEM, or -MF_EUSAGE (address, transport, tracker). */
+ *  -EINVAL, -ENOMEM, or -MF_EUSAGE (address, transport, tracker, security and its files). */
 MF_API int mf_session_create(const struct mf_session_params *params,
 			     struct mf_session **ret_session, struct mf_error *err);
 
