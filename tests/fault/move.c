@@ -7,6 +7,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -210,6 +211,25 @@ static void take_event(void *ctx, const struct mf_event *event)
 		m->on_phase(f, event->phase);
 	if (event->type == MF_EVENT_NOTICE && m->on_notice)
 		m->on_notice(f, event->text);
+	if (event->type == MF_EVENT_RUNNING && m->on_running)
+		m->on_running(f);
+}
+
+void move_cut_channel(struct side *f)
+{
+	assert_int_equal(shutdown(wire_channel_fd(f->session->channel), SHUT_RDWR), 0);
+}
+
+/* Only for the time in which a session reads it. */
+static const char *write_key(const char *key, char *ret, size_t cap)
+{
+	if (!key)
+		return NULL;
+	(void)snprintf(ret, cap, "/tmp/mf-fault-key-XXXXXX");
+	base_autofd fd = mkstemp(ret);
+	assert_true(fd >= 0);
+	assert_int_equal(write(fd, key, strlen(key)), (ssize_t)strlen(key));
+	return ret;
 }
 
 void move_request_at(struct side *f, enum mf_phase phase)
@@ -232,7 +252,8 @@ static void *run_side(void *arg)
 static void start_side(struct side *f, uint16_t port)
 {
 	struct move *m = f->move;
-	char address[32];
+	char address[32], path[32];
+	const char *psk = write_key(f->key, path, sizeof(path));
 	/* Long by itself: a sanitized destination may take seconds for a write. */
 	uint64_t timeout_ms = m->peer_timeout_ms ? m->peer_timeout_ms : 30000;
 	if (f->peer_timeout_ms)
@@ -250,11 +271,14 @@ static void start_side(struct side *f, uint16_t port)
 		.lanes = m->lanes,
 		.connect_timeout_ms = 5000,
 		.peer_timeout_ms = timeout_ms,
-		.insecure = true,
+		.insecure = !psk,
+		.psk = psk,
 		.on_event = take_event,
 		.ctx = f,
 	};
 	assert_int_equal(mf_session_create(&params, &f->session, &f->error), 0);
+	if (psk)
+		assert_int_equal(unlink(psk), 0);
 	f->tp = tp_faulty_create(tp_find(m->inner ? m->inner : "tcp"), &f->faults);
 	assert_non_null(f->tp);
 	f->session->tp_given = f->tp;

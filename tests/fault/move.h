@@ -45,6 +45,7 @@ struct side {
 	bool fail_after; /* when it has done its work */
 	struct tp_faulty_plan faults;
 	uint64_t peer_timeout_ms; /* 0: the move's */
+	const char *key;          /* of the control channel, in hexadecimal; NULL: it is plain */
 
 	/* what comes of it */
 	struct mf_adapter guest;   /* the demo guest */
@@ -71,6 +72,7 @@ struct move {
 	enum mf_phase phase;                                      /* for on_phase */
 	enum mf_side at;                                          /* likewise */
 	void (*on_notice)(struct side *side, const char *text);   /* likewise */
+	void (*on_running)(struct side *side); /* likewise; before the source is told */
 	/* The faulty transport stands for one of devices that are found by these paths, and plain TCP stands by.
 	 * NULL: it is all there is. */
 	int (*device_paths)(struct tp_path *ret, unsigned cap);
@@ -103,6 +105,8 @@ void move_expect(struct move *m, enum ending ending);
 
 /* The guest of this side exists and does not run. */
 void move_assert_stands_still(struct side *side);
+/* In the session's thread: its control channel is cut, both ways. */
+void move_cut_channel(struct side *side);
 /* For on_phase: does m->request at m->phase of m->at. */
 void move_request_at(struct side *side, enum mf_phase phase);
 

@@ -292,27 +292,109 @@ static void a_check_that_is_refused(void **state)
 	move_expect(&m, MOVED);
 }
 
-static int silent_fd = -1;
+static int silent[20];
 
 static void say_nothing(struct move *m, uint16_t port)
 {
-	(void)m;
-	speak(port, "", 0, &silent_fd);
-	m->fds++; /* the rig's own */
+	for (unsigned i = 0; i < BASE_ARRAY_LEN(silent); i++) {
+		speak(port, "MFC1", i % 2 ? 4 : 0, &silent[i]);
+		m->fds++; /* the rig's own */
+	}
 }
 
-/* It holds the destination up for the length of the peer timeout; the source waits longer. */
-static void a_peer_that_says_nothing(void **state)
+static void hang_up_silently(void)
+{
+	for (unsigned i = 0; i < BASE_ARRAY_LEN(silent); i++)
+		base_closep(&silent[i]);
+}
+
+/* More than can be waited for one after the other, or at the same time. */
+static void peers_that_say_nothing(void **state)
 {
 	(void)state;
 	struct move m;
 	move_init(&m);
 	m.verify = MF_VERIFY_FULL;
-	DESTINATION->peer_timeout_ms = 1000;
-	SOURCE->peer_timeout_ms = 10000;
 	m.before = say_nothing;
+	SOURCE->peer_timeout_ms = 10000;
 	move_expect(&m, MOVED);
-	base_closep(&silent_fd);
+	hang_up_silently();
+}
+
+/* ---- a secured channel ---- */
+
+#define KEY "00112233445566778899aabbccddeeff"
+
+static void secure(struct move *m, enum mf_mode mode)
+{
+	move_init(m);
+	m->mode = mode;
+	m->verify = MF_VERIFY_FULL;
+	m->side[0].key = m->side[1].key = KEY;
+}
+
+static void a_secured_move(void **state)
+{
+	(void)state;
+	for (int mode = 0; mode < MF_MODE_COUNT; mode++) {
+		struct move m;
+		if (mode == MF_MODE_WARM) /* waits to be told */
+			continue;
+		secure(&m, (enum mf_mode)mode);
+		move_expect(&m, MOVED);
+	}
+}
+
+static void noise_and_silence_at_a_secured_door(struct move *m, uint16_t port)
+{
+	speak_noise(m, port);
+	say_nothing(m, port);
+}
+
+static void strangers_at_a_secured_destination(void **state)
+{
+	(void)state;
+	struct move m;
+	secure(&m, MF_MODE_HYBRID);
+	m.before = noise_and_silence_at_a_secured_door;
+	move_expect(&m, MOVED);
+	hang_up_silently();
+}
+
+static void cut_at_the_handoff(struct side *side, enum mf_phase phase)
+{
+	if (side->which == MF_SOURCE && phase == MF_PHASE_HANDOFF)
+		move_cut_channel(side);
+}
+
+/* Questions and answers are secured as well. */
+static void a_secured_commit_lost(void **state)
+{
+	(void)state;
+	struct move m;
+	secure(&m, MF_MODE_PRECOPY);
+	m.on_phase = cut_at_the_handoff;
+	move_expect(&m, STAYED);
+}
+
+static void a_secured_running_lost(void **state)
+{
+	(void)state;
+	struct move m;
+	secure(&m, MF_MODE_PRECOPY);
+	m.on_running = move_cut_channel;
+	move_expect(&m, MOVED);
+}
+
+static void another_key(void **state)
+{
+	(void)state;
+	struct move m;
+	secure(&m, MF_MODE_HYBRID);
+	m.side[0].key = "ff112233445566778899aabbccddeeff";
+	move_run(&m);
+	assert_int_equal(SOURCE->result, -MF_ESECURITY);
+	move_check(&m, STAYED);
 }
 
 int main(void)
@@ -332,7 +414,12 @@ int main(void)
 		cmocka_unit_test(hashes_of_the_wrong_region),
 		cmocka_unit_test(noise_in_place_of_hello),
 		cmocka_unit_test(a_check_that_is_refused),
-		cmocka_unit_test(a_peer_that_says_nothing),
+		cmocka_unit_test(peers_that_say_nothing),
+		cmocka_unit_test(a_secured_move),
+		cmocka_unit_test(strangers_at_a_secured_destination),
+		cmocka_unit_test(a_secured_commit_lost),
+		cmocka_unit_test(a_secured_running_lost),
+		cmocka_unit_test(another_key),
 	};
 	if (getenv("ONLY"))
 		cmocka_set_test_filter(getenv("ONLY"));
