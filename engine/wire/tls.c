@@ -380,10 +380,26 @@ static void answer_plain(const struct wire_tls *tls)
 	(void)!send(tls->fd, alert, sizeof(alert), MSG_NOSIGNAL);
 }
 
+/* Of all that is in the queue, what TLS itself says: the layers below it have numbers of their own. */
+static int take_reason(const char **ret_text)
+{
+	int code = 0;
+	*ret_text = NULL;
+	for (unsigned long e; (e = ERR_get_error());) {
+		bool is_tls = ERR_GET_LIB(e) == ERR_LIB_SSL;
+		if (!code && (is_tls || !*ret_text))
+			*ret_text = ERR_reason_error_string(e);
+		if (!code && is_tls)
+			code = ERR_GET_REASON(e);
+	}
+	return code;
+}
+
 static int explain_library(const struct wire_tls *tls, struct mf_error *err)
 {
 	const struct wire_security *s = tls->security;
-	int code = ERR_GET_REASON(ERR_peek_error());
+	const char *text;
+	int code = take_reason(&text);
 	if (code >= SSL_AD_REASON_OFFSET && code < SSL_AD_REASON_OFFSET + 256)
 		return explain_alert(tls, code - SSL_AD_REASON_OFFSET, err);
 	switch (code) {
@@ -415,7 +431,6 @@ static int explain_library(const struct wire_tls *tls, struct mf_error *err)
 	default:
 		break;
 	}
-	const char *text = ERR_reason_error_string(ERR_peek_error());
 	return base_error(err, -MF_ESECURITY, MF_SCOPE_SESSION, "no secure connection: %s",
 			  text ? text : "TLS failed");
 }
