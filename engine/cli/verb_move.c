@@ -104,6 +104,9 @@ static int create_session(struct move *move, struct mf_error *err)
 		.on_event = on_event,
 		.ctx = move,
 		.tracker = o->tracker,
+		.resume = o->resume,
+		.safe_postcopy_pages = o->safe_postcopy,
+		.recover_timeout_ms = o->recover_timeout_ms,
 	};
 
 	return mf_session_create(&params, &move->session, err);
