@@ -99,6 +99,18 @@ static json_t *answer_request(struct cli_control *c, enum mf_request request)
 	struct mf_progress progress;
 
 	c->view->progress(c->view->session, &progress);
+	if (request == MF_REQUEST_RECOVER) {
+		if (progress.phase != MF_PHASE_POSTCOPY && progress.phase != MF_PHASE_RECOVER)
+			return refuse(-MF_EUSAGE,
+				      "only a move in post-copy has a connection to lose and to "
+				      "make anew");
+		c->view->request(c->view->session, request);
+		return answer_status(c);
+	}
+	if (request == MF_REQUEST_CANCEL && progress.phase == MF_PHASE_RECOVER) {
+		c->view->request(c->view->session, request); /* only the search ends */
+		return answer_status(c);
+	}
 	if (request != MF_REQUEST_CANCEL && c->side != MF_SOURCE)
 		return refuse(-MF_EUSAGE, "the source decides when to switch over; ask there");
 	if (progress.phase >= MF_PHASE_HANDOFF)
@@ -125,6 +137,8 @@ static json_t *answer(struct cli_control *c, const char *line, size_t len)
 		reply = answer_request(c, MF_REQUEST_CUTOVER);
 	else if (!strcmp(command, "postcopy"))
 		reply = answer_request(c, MF_REQUEST_POSTCOPY);
+	else if (!strcmp(command, "recover"))
+		reply = answer_request(c, MF_REQUEST_RECOVER);
 	else
 		reply = refuse(-MF_EUSAGE, "this version does not know that command");
 	json_decref(o);
@@ -187,7 +201,8 @@ static void take_signal(struct cli_control *c)
 	c->view->progress(c->view->session, &progress);
 	c->view->request(c->view->session, MF_REQUEST_CANCEL);
 	c->notice(c->ctx,
-		  progress.phase >= MF_PHASE_HANDOFF
+		  progress.phase == MF_PHASE_RECOVER ? "the other host is not looked for any more"
+		  : progress.phase >= MF_PHASE_HANDOFF
 			  ? "too late to cancel: the guest was handed over; the move goes on"
 			  : "canceling");
 }

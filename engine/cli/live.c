@@ -26,6 +26,7 @@ static void say_phase(const struct mf_progress *p, char *buf, size_t cap)
 		[MF_PHASE_SWITCHOVER] = "switching over",
 		[MF_PHASE_HANDOFF] = "handing over",
 		[MF_PHASE_POSTCOPY] = "post-copy",
+		[MF_PHASE_RECOVER] = "looking for the other host",
 		[MF_PHASE_DONE] = "done",
 	};
 

@@ -33,7 +33,7 @@ const struct cli_verb_info cli_verbs[CLI_VERB_COUNT] = {
 	[CLI_POSTCOPY] = { "postcopy", "[SESSION]", "",
 			   "switch to post-copy after this round" },
 	[CLI_RECOVER]  = { "recover", "[SESSION]", "",
-			   "go on with a move that was cut off (not in this version)" },
+			   "post-copy: drop the connection and connect anew, at once" },
 	[CLI_DEVICES]  = { "devices", "", "",
 			   "show what pages could move over, what auto picks, and why" },
 	[CLI_HELP]     = { "help", "[VERB]", "",
@@ -59,8 +59,10 @@ const struct cli_option cli_option_table[] = {
 	  "connections that carry pages between two devices, each with a thread of its own" },
 	{ "max-downtime", "MS", CLI_NUMBER, "300", 1, 3600000, LEADING, AT(max_downtime_ms),
 	  "switch over when the guest would stand still for at most this long" },
+	{ "safe-postcopy", "PAGES", CLI_NUMBER, NULL, 1, UINT64_C(1) << 40, V(SEND), AT(safe_postcopy),
+	  "switch to post-copy only when at most so many pages of 4 KiB are missing; see RECOVERY" },
 	{ "max-bandwidth", "BYTES_PER_S", CLI_SIZE, "0", 0, 0, MOVING, AT(max_bandwidth),
-	  "bytes a second over all lanes together; 0 sets no limit" },
+	  "bytes a second over all lanes together: send's for rounds, receive's for the background of post-copy; 0 sets no limit" },
 	{ "verify", "none|full", CLI_CHOICE, "none", 0, 0, LEADING, AT(verify),
 	  "compare every page on both hosts at the end; lengthens the downtime" },
 	{ "tls-dir", "DIR", CLI_TEXT, NULL, 0, 0, MOVING, AT(tls_dir),
@@ -73,7 +75,9 @@ const struct cli_option cli_option_table[] = {
 	{ "insecure", NULL, CLI_FLAG, NULL, 0, 0, MOVING, AT(insecure),
 	  "permit a control channel that is neither encrypted nor authenticated" },
 	{ "resume", "SESSION", CLI_TEXT, NULL, 0, 0, V(RECEIVE) | V(SEND), AT(resume),
-	  "go on with a move that was cut off (not in this version)" },
+	  "go on with this move, whose process on this host has died after the hand-off; see RECOVERY" },
+	{ "recover-timeout", "MS", CLI_NUMBER, "300000", 1, 86400000, V(RECEIVE) | V(SEND), AT(recover_timeout_ms),
+	  "how long the other host is looked for when it is lost after the hand-off" },
 	{ "connect-timeout", "MS", CLI_NUMBER, "10000", 1, 3600000, MOVING, AT(connect_timeout_ms),
 	  "how long setting up one connection may take" },
 	{ "peer-timeout", "MS", CLI_NUMBER, "10000", 1, 3600000, MOVING, AT(peer_timeout_ms),
@@ -348,14 +352,6 @@ static int check_whole(const struct cli_options *o, struct mf_error *err)
 {
 	bool moves = MOVING & 1u << o->verb;
 
-	if (o->verb == CLI_RECOVER)
-		return base_usage_error(
-			err, "recover: this version cannot go on with a move that was cut "
-			     "off; see EXIT STATUS in memferry(1) for what to do");
-	if (o->resume)
-		return base_usage_error(
-			err, "--resume: this version cannot go on with a move that was cut "
-			     "off; see EXIT STATUS in memferry(1) for what to do");
 	if (!moves)
 		return 0;
 	if (o->verb == CLI_RECEIVE && !o->listen)
@@ -368,6 +364,12 @@ static int check_whole(const struct cli_options *o, struct mf_error *err)
 					cli_verbs[o->verb].name, cli_verbs[o->verb].name);
 	if (o->operand && check_address("ADDR", o->operand, err))
 		return -MF_EUSAGE;
+	if (o->safe_postcopy && (!strcmp(o->mode, "postcopy") || !strcmp(o->mode, "cold")))
+		return base_usage_error(
+			err,
+			"--safe-postcopy: mode %s has no rounds after which few pages "
+			"are missing; use hybrid",
+			o->mode);
 	if (!o->guest)
 		return base_usage_error(err,
 					"--guest: %s needs a guest, as in --guest "

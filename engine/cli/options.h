@@ -74,9 +74,11 @@ struct cli_options {
 	uint64_t lanes;
 	uint64_t max_downtime_ms;
 	uint64_t max_bandwidth;
+	uint64_t safe_postcopy;
 	uint64_t connect_timeout_ms;
 	uint64_t peer_timeout_ms;
 	uint64_t lane_timeout_ms;
+	uint64_t recover_timeout_ms;
 	bool insecure;
 	bool on_demand;
 	bool json;

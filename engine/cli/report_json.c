@@ -300,6 +300,7 @@ json_t *cli_json_report(const struct mf_report *r)
 	put(o, "rails", rails_array(r));
 	put(o, "lanes", lanes_array(r));
 	put(o, "postcopy", postcopy_or_null(r));
+	put(o, "recoveries", json_integer(r->recoveries));
 	put(o, "cpu_ms", cpu);
 	put(o, "verify", verify_or_null(r));
 	put(o, "error", error_or_null(&r->error));

@@ -188,6 +188,9 @@ void cli_text_report(FILE *to, const struct mf_report *r)
 	print_bytes(to, r);
 	print_rails(to, r);
 	print_postcopy(to, r);
+	if (r->recoveries)
+		fprintf(to, "  recovered   %" PRIu32 " times from a lost connection\n",
+			r->recoveries);
 	if (r->has_verify)
 		fprintf(to, "  verify      %" PRIu64 " pages compared, %" PRIu64 " wrong\n",
 			r->verify_pages, r->verify_mismatches);

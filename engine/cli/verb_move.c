@@ -107,6 +107,9 @@ static int create_session(struct move *move, struct mf_error *err)
 		.tls_dir = o->tls_dir,
 		.tls_peers = o->tls_peers,
 		.psk = o->psk,
+		.resume = o->resume,
+		.safe_postcopy_pages = o->safe_postcopy,
+		.recover_timeout_ms = o->recover_timeout_ms,
 	};
 
 	return mf_session_create(&params, &move->session, err);

@@ -34,7 +34,8 @@ enum converge_verdict converge_decide(struct converge *c, const struct converge_
 	uint64_t downtime = predict_us(c, in);
 	*ret_downtime_us = downtime;
 
-	if (in->postcopy)
+	bool is_safe = !in->safe_bytes || in->dirty_bytes <= in->safe_bytes;
+	if (in->postcopy && is_safe)
 		return CONVERGE_POSTCOPY;
 	if (in->cutover)
 		return CONVERGE_STOP;
@@ -43,6 +44,6 @@ enum converge_verdict converge_decide(struct converge *c, const struct converge_
 	if (!in->dirty_bytes || (downtime && downtime <= in->max_downtime_us))
 		return CONVERGE_STOP;
 	if (c->stalled >= STALLED_ROUNDS || c->rounds >= ROUNDS_MAX)
-		return in->mode == MF_MODE_HYBRID ? CONVERGE_POSTCOPY : CONVERGE_STALLED;
+		return in->mode == MF_MODE_HYBRID && is_safe ? CONVERGE_POSTCOPY : CONVERGE_STALLED;
 	return CONVERGE_AGAIN;
 }

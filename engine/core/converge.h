@@ -23,6 +23,7 @@ struct converge_input {
 	uint64_t dirty_bytes;           /* found after it */
 	uint64_t overhead_us;           /* of a switchover without any page: pause, state, resume */
 	uint64_t max_downtime_us;
+	uint64_t safe_bytes; /* no post-copy while more than these are missing; 0: no such limit */
 	bool cutover, postcopy; /* requests */
 };
 

@@ -11,7 +11,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/log.h"
-#include "core/engine.h"
+#include "core/destination.h"
 #include "wire/socket.h"
 
 /* What the source asked for. */
@@ -47,10 +47,7 @@ static int welcome(struct mf_session *s, struct mf_error *err)
 		r = base_error(err, -MF_EPEER, MF_SCOPE_SESSION,
 			       "the source's session has no valid name");
 	if (r == 0) {
-		(void)snprintf(s->report.session, sizeof(s->report.session), "%s", h->session);
-		pthread_mutex_lock(&s->progress_lock);
-		memcpy(s->progress.session, s->report.session, sizeof(s->progress.session));
-		pthread_mutex_unlock(&s->progress_lock);
+		eng_name_session(s, h->session);
 		Mf__Wire__Welcome body = MF__WIRE__WELCOME__INIT;
 		wire_msg msg = WIRE_INIT;
 		msg.body_case = WIRE_BODY(WELCOME);
@@ -74,12 +71,12 @@ static void warm_transports(void)
 	}
 }
 
-static int listen_here(struct mf_session *s, struct wire_acceptor **ret, struct mf_error *err)
+int eng_destination_listen(struct mf_session *s, struct mf_error *err)
 {
 	char address[MF_ADDRESS_MAX];
+	if (s->listen_fd >= 0)
+		return 0;
 	int r = wire_listen(s->host, s->port, &s->listen_fd, address, sizeof(address), err);
-	if (r == 0)
-		r = eng_open_acceptor(s, s->params.connect_timeout_ms, ret, err);
 	if (r == 0)
 		eng_emit(s, MF_EVENT_LISTENING, "%s", address);
 	return r;
@@ -107,7 +104,7 @@ static int wait_for_source(struct mf_session *s, struct wire_acceptor *acceptor,
 
 /* ---- check ---- */
 
-static int send_verdicts(struct mf_session *s, struct mf_error *err)
+int eng_destination_send_verdicts(struct mf_session *s, bool with_findings, struct mf_error *err)
 {
 	const struct mf_report *rep = &s->report;
 	Mf__Wire__Finding finding[BASE_ARRAY_LEN(rep->findings)];
@@ -141,9 +138,9 @@ static int send_verdicts(struct mf_session *s, struct mf_error *err)
 	guest.machine = s->guest.machine;
 	guest.cpu = s->guest.cpu;
 	body.guest = &guest;
-	body.n_findings = rep->n_findings;
+	body.n_findings = with_findings ? rep->n_findings : 0;
 	body.findings = findings;
-	body.refused = eng_preflight_verdict(s, NULL) < 0;
+	body.refused = with_findings && eng_preflight_verdict(s, NULL) < 0;
 	body.transport = (char *)rep->transport;
 	body.transport_reason = (char *)rep->transport_reason;
 	msg.body_case = WIRE_BODY(VERDICTS);
@@ -173,7 +170,7 @@ static int destination_check(struct mf_session *s, struct plan *plan, struct mf_
 		eng_emit(s, MF_EVENT_TRANSPORT, "%s: %s", s->report.transport,
 			 s->report.transport_reason);
 	wire_msg_free(msg);
-	r = send_verdicts(s, err);
+	r = eng_destination_send_verdicts(s, true, err);
 	if (r == 0)
 		r = eng_preflight_verdict(s, err);
 	return r;
@@ -181,21 +178,29 @@ static int destination_check(struct mf_session *s, struct plan *plan, struct mf_
 
 /* ---- prepare ---- */
 
-static int destination_prepare(struct mf_session *s, struct mf_error *err)
+int eng_destination_take_prepare(struct mf_session *s, uint32_t *ret_bulk, struct mf_error *err)
 {
 	wire_msg *msg;
 	int r = eng_expect(s, WIRE_BODY(PREPARE), base_deadline_ms(60000), &msg, err);
 	if (r < 0)
 		return r;
-	eng_set_state(s, ENG_PREPARE);
 	const Mf__Wire__Prepare *p = msg->prepare;
-	uint32_t bulk = p->bulk_lanes;
 	memcpy(s->token, p->token.data, sizeof(s->token));
-	bool agreed = !strcmp(p->transport, s->report.transport) && bulk <= ENG_LANES_MAX;
+	*ret_bulk = p->bulk_lanes;
+	bool agreed = !strcmp(p->transport, s->report.transport) && *ret_bulk <= ENG_LANES_MAX;
 	wire_msg_free(msg);
-	if (!agreed)
-		return base_error(err, -MF_EPEER, MF_SCOPE_SESSION,
-				  "the source asked for lanes that were not agreed on");
+	return agreed ? 0
+		      : base_error(err, -MF_EPEER, MF_SCOPE_SESSION,
+				   "the source asked for lanes that were not agreed on");
+}
+
+static int destination_prepare(struct mf_session *s, struct mf_error *err)
+{
+	uint32_t bulk;
+	int r = eng_destination_take_prepare(s, &bulk, err);
+	if (r < 0)
+		return r;
+	eng_set_state(s, ENG_PREPARE);
 	s->prepared = true;
 	r = eng_guest_prepare(s, err);
 	if (r == 0)
@@ -203,7 +208,7 @@ static int destination_prepare(struct mf_session *s, struct mf_error *err)
 	if (r == 0)
 		r = eng_memory_empty(s, err);
 	if (r == 0)
-		r = eng_rails_open(s, bulk, TP_REMOTE_WRITE, err);
+		r = eng_rails_open(s, bulk, err);
 	return r < 0 ? r : eng_rails_admit(s, err);
 }
 
@@ -401,6 +406,9 @@ static int destination_switchover(struct mf_session *s, struct plan *plan, wire_
 	/* Loading took its time, and did not look. */
 	if (r == 0)
 		r = eng_check_cancel(s, err);
+	/* From here on a commit may come: who goes on after a crash has to know. */
+	if (r == 0)
+		r = eng_record_write(s, ENG_RECORD_READY, plan->postcopy, err);
 	if (r < 0)
 		return r;
 	eng_set_state(s, ENG_READY);
@@ -409,7 +417,27 @@ static int destination_switchover(struct mf_session *s, struct plan *plan, wire_
 
 /* ---- hand-off and what follows ---- */
 
-static int destination_handoff(struct mf_session *s, const struct plan *plan, struct mf_error *err)
+/* It is ours, whether it can be resumed or not: the source must not run it. */
+static int run_guest(struct mf_session *s, struct plan *plan, struct mf_error *err)
+{
+	struct mf_error why = { 0 };
+	if (eng_guest_resume(s, &why) == 0) {
+		/* Only for who goes on after a crash, and may as well resume it again. */
+		(void)eng_record_write(s, ENG_RECORD_RUNNING, plan->postcopy, NULL);
+		return 0;
+	}
+	if (plan->pull)
+		eng_pull_leave(s, BASE_TAKE_PTR(plan->pull));
+	eng_hang_up(s);
+	(void)eng_answer_queries(s, MF__WIRE__ANSWER__STATE__OWNER);
+	eng_set_state(s, ENG_PAUSED);
+	return base_error(err, -MF_EPAUSED, MF_SCOPE_SESSION,
+			  "the guest is here but could not be resumed (%.120s); resume it in its "
+			  "monitor, or let memferry receive ... --resume %s try again",
+			  why.msg, s->report.session);
+}
+
+static int destination_handoff(struct mf_session *s, struct plan *plan, struct mf_error *err)
 {
 	wire_msg *msg;
 	int r = eng_expect(s, WIRE_BODY(COMMIT),
@@ -419,25 +447,13 @@ static int destination_handoff(struct mf_session *s, const struct plan *plan, st
 	wire_msg_free(msg);
 	r = plan->pull ? eng_pull_commit(s, plan->pull, err) : 0;
 	if (r == 0)
-		r = eng_record_write(s, "owner", err);
+		r = eng_record_write(s, ENG_RECORD_OWNER, plan->postcopy, err);
 	if (r < 0)
 		return r;
 	eng_set_state(s, ENG_COMMITTED);
-	struct mf_error why = { 0 };
-	r = eng_guest_resume(s, &why);
-	if (r < 0) {
-		/* Ours all the same: the source must not run it.  Somebody has to look. */
-		if (plan->pull)
-			eng_pull_leave(s, plan->pull);
-		eng_hang_up(s);
-		eng_answer_queries(s, MF__WIRE__ANSWER__STATE__OWNER);
-		eng_set_state(s, ENG_PAUSED);
-		return base_error(
-			err, -MF_EPAUSED, MF_SCOPE_SESSION,
-			"the guest is here but could not be resumed (%.120s); resume it in its "
-			"monitor",
-			why.msg);
-	}
+	r = run_guest(s, plan, err);
+	if (r < 0)
+		return r;
 	s->report.downtime_ms = (base_now_us() - s->stopped_us + 999) / 1000;
 	eng_emit(s, MF_EVENT_RUNNING, "the guest runs here");
 	eng_set_state(s, plan->pull ? ENG_POSTCOPY : ENG_FINISHING);
@@ -446,7 +462,8 @@ static int destination_handoff(struct mf_session *s, const struct plan *plan, st
 	return 0;
 }
 
-static void say_done(struct mf_session *s)
+/* False: the source may not know. */
+static bool say_done(struct mf_session *s)
 {
 	const struct mf_report *rep = &s->report;
 	Mf__Wire__Done body = MF__WIRE__DONE__INIT;
@@ -470,35 +487,35 @@ static void say_done(struct mf_session *s)
 		body.bytes_read = rep->bytes_read;
 	}
 	/* The guest is whole: whether the source hears it changes nothing here.  But it may be in doubt. */
-	if (eng_send(s, &msg, NULL) == 0 &&
-	    eng_expect(s, WIRE_BODY(BYE), base_deadline_ms(5000), &bye, NULL) == 0)
+	if (s->channel && eng_send(s, &msg, NULL) == 0 &&
+	    eng_expect(s, WIRE_BODY(BYE), base_deadline_ms(5000), &bye, NULL) == 0) {
 		wire_msg_free(bye);
-	else
-		eng_answer_queries(s, MF__WIRE__ANSWER__STATE__COMPLETE);
+		return true;
+	}
+	return eng_answer_queries(s, MF__WIRE__ANSWER__STATE__COMPLETE);
 }
 
 static int destination_finish(struct mf_session *s, struct plan *plan, struct mf_error *err)
 {
 	int r = 0;
 	if (plan->pull) {
-		r = eng_pull_all(s, plan->pull, err);
-		if (r < 0) {
-			eng_pull_leave(s, plan->pull);
-			eng_hang_up(s);
-			eng_answer_queries(s, MF__WIRE__ANSWER__STATE__OWNER);
-			eng_set_state(s, ENG_PAUSED);
-			if (err)
-				*err = (struct mf_error){ 0 };
-			return base_error(
-				err, -MF_EPAUSED, MF_SCOPE_SESSION,
-				"the source was lost in post-copy; the guest waits for pages "
-				"that only the source has: keep both monitors as they are");
+		struct mf_error why = { 0 };
+		while ((r = eng_pull_all(s, plan->pull, &why)) < 0) {
+			base_debug("%s: %s", s->report.session, why.msg);
+			r = eng_destination_recover(s, err);
+			if (r < 0) {
+				eng_pull_leave(s, plan->pull);
+				return r;
+			}
 		}
 		eng_pull_finish(s, plan->pull);
 		atomic_store_explicit(&s->lanes_done, true, memory_order_relaxed);
 	}
-	say_done(s);
-	eng_record_remove(s);
+	/* What nobody has heard is for who asks later. */
+	if (say_done(s))
+		eng_record_remove(s);
+	else
+		(void)eng_record_write(s, ENG_RECORD_COMPLETE, plan->postcopy, NULL);
 	eng_set_state(s, ENG_COMPLETED);
 	struct mf_finding found = { 0 };
 	if (eng_guest_self_check(s, &found) > 0)
@@ -522,17 +539,15 @@ static int destination_fail(struct mf_session *s, struct plan *plan, int code, s
 		base_error_sys(&why, code, MF_SCOPE_SESSION, "%s", eng_state_name(s->state));
 	if (was_ready)
 		/* A COMMIT may be under way: what answers it must be on disk first. */
-		(void)eng_record_write(s, "aborted", NULL);
+		(void)eng_record_write(s, ENG_RECORD_ABORTED, plan->postcopy, NULL);
 	eng_send_abort(s, &why);
 	if (plan->pull)
 		eng_pull_abandon(s, plan->pull);
 	if (s->prepared)
 		(void)eng_guest_abort(s, NULL);
 	eng_set_state(s, ENG_ABORTED);
-	if (was_ready) {
-		eng_answer_queries(s, MF__WIRE__ANSWER__STATE__ABORTED);
+	if (!was_ready || eng_answer_queries(s, MF__WIRE__ANSWER__STATE__ABORTED))
 		eng_record_remove(s);
-	}
 	if (err)
 		*err = why;
 	return code;
@@ -558,8 +573,76 @@ static void forget_source(struct mf_session *s)
 	pthread_mutex_unlock(&s->progress_lock);
 }
 
+/* The guest is this side's: a process has recorded so, and died. */
+static int take_over(struct mf_session *s, struct plan *plan, struct mf_error *err)
+{
+	bool runs = false;
+	int r = eng_guest_describe(s, err);
+	if (r == 0)
+		r = eng_guest_take_over(s, &runs, err);
+	if (r == 0)
+		r = eng_memory_map(s, err);
+	/* Before it runs: nobody else serves its touches. */
+	if (r == 0 && plan->postcopy)
+		r = eng_pull_take_over(s, &plan->pull, err);
+	if (r == 0 && !runs && s->record.what == ENG_RECORD_OWNER)
+		return run_guest(s, plan, err);
+	if (r < 0)
+		eng_set_state(s, ENG_PAUSED);
+	return r;
+}
+
+/* It never was, and never will be. */
+static int give_up_for_good(struct mf_session *s, struct mf_error *err)
+{
+	bool runs = false;
+	int r = eng_record_write(s, ENG_RECORD_ABORTED, s->record.postcopy, err);
+	if (r == 0 && eng_guest_describe(s, NULL) == 0 &&
+	    eng_guest_take_over(s, &runs, NULL) == 0 && !runs)
+		(void)eng_guest_abort(s, NULL);
+	eng_set_state(s, r < 0 ? ENG_PAUSED : ENG_ABORTED);
+	if (r == 0 && eng_answer_queries(s, MF__WIRE__ANSWER__STATE__ABORTED))
+		eng_record_remove(s);
+	return r < 0 ? r
+		     : base_error(
+			       err, -MF_EPEER, MF_SCOPE_SESSION,
+			       "session %s was not committed here: the guest never ran, and stays "
+			       "at the source",
+			       s->report.session);
+}
+
+static int destination_resume(struct mf_session *s, struct mf_error *err)
+{
+	struct plan plan = { .postcopy = s->record.postcopy };
+	enum eng_record was = s->record.what;
+	eng_set_state(s, ENG_RECOVER);
+	int r = eng_destination_listen(s, err);
+	if (r < 0) {
+		eng_set_state(s, ENG_PAUSED);
+		return r;
+	}
+	if (was == ENG_RECORD_READY || was == ENG_RECORD_ABORTED)
+		return give_up_for_good(s, err);
+	if (was != ENG_RECORD_COMPLETE)
+		r = take_over(s, &plan, err);
+	if (r == 0 && plan.pull && !eng_pull_is_complete(plan.pull)) {
+		warm_transports();
+		r = eng_destination_recover(s, err);
+	}
+	if (r < 0) {
+		if (plan.pull)
+			eng_pull_leave(s, plan.pull);
+		return r;
+	}
+	if (s->state == ENG_RECOVER)
+		eng_set_state(s, ENG_FINISHING);
+	return destination_finish(s, &plan, err);
+}
+
 int eng_destination_run(struct mf_session *s, struct mf_error *err)
 {
+	if (s->params.resume)
+		return destination_resume(s, err);
 	struct plan plan = { 0 };
 	struct wire_acceptor *acceptor = NULL;
 	wire_msg *msg;
@@ -567,7 +650,9 @@ int eng_destination_run(struct mf_session *s, struct mf_error *err)
 	eng_set_state(s, ENG_CONNECT);
 	warm_transports();
 	if (r == 0)
-		r = listen_here(s, &acceptor, err);
+		r = eng_destination_listen(s, err);
+	if (r == 0)
+		r = eng_open_acceptor(s, s->params.connect_timeout_ms, &acceptor, err);
 	while (r == 0) {
 		r = wait_for_source(s, acceptor, err);
 		if (r == 0)

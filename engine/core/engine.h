@@ -59,10 +59,11 @@ enum eng_state {
 	ENG_COMMITTED,  /* source: recorded "committed"; destination: recorded "owner" */
 	ENG_FINISHING,  /* the guest runs at the destination, whole */
 	ENG_POSTCOPY,   /* the guest runs at the destination, pages are missing */
+	ENG_RECOVER,    /* committed, and the other side is looked for */
 	ENG_COMPLETED,
 	ENG_ABORTED,  /* the guest runs at the source */
-	ENG_PAUSED,   /* committed, pages missing, no peer */
-	ENG_IN_DOUBT, /* committed, answer not known */
+	ENG_PAUSED,   /* committed, pages missing, no peer, and not looked for any more */
+	ENG_IN_DOUBT, /* committed, answer not known, and not asked for any more */
 	ENG_CHECKED,
 	ENG_STATE_COUNT,
 };
@@ -241,6 +242,21 @@ struct eng_lanes {
 	uint32_t n_bulk;       /* of each rail; its urgent one follows them */
 };
 
+/* How far the hand-off came, as it is on disk. */
+enum eng_record {
+	ENG_RECORD_COMMITTED, /* source */
+	ENG_RECORD_READY,     /* destination, like all that follow */
+	ENG_RECORD_ABORTED,
+	ENG_RECORD_OWNER,
+	ENG_RECORD_RUNNING,
+	ENG_RECORD_COMPLETE,
+	ENG_RECORD_COUNT,
+};
+struct eng_record_entry {
+	enum eng_record what;
+	bool postcopy; /* pages were missing when the guest was handed over */
+};
+
 struct mf_session {
 	struct mf_session_params params; /* strings are ours */
 	struct mf_adapter_ops ops;       /* of params.guest; what it lacks is NULL */
@@ -272,9 +288,15 @@ struct mf_session {
 	int pager_uffd;
 	/* The original, of a guest in this process whose adapter leaves that to us. */
 	int kept_uffd;
-	uint32_t n_refused; /* destination: connections */
-	bool prepared;      /* the adapter was; abort() is owed */
-	bool record_written;
+	uint32_t n_refused;             /* destination: connections */
+	bool prepared;                  /* the adapter was; abort() is owed */
+	int lock_fd;                    /* of the record; -1: none was written */
+	struct eng_record_entry record; /* --resume: what was found */
+	bool guest_committed;           /* the adapter was told */
+	struct {
+		uint64_t deadline_us, pause_us; /* of this search for the peer */
+		uint64_t found_us;              /* the last one's end */
+	} recover;
 	bool peer_gave_up;        /* it sent Abort */
 	uint32_t throttle;        /* percent, of the source guest */
 	bool pulling;             /* destination: post-copy is near, or under way */
@@ -346,6 +368,9 @@ ssize_t eng_guest_list_needs(struct mf_session *s, void *bytes, size_t cap, stru
 int eng_guest_check_needs(struct mf_session *s, const void *bytes, size_t len,
 			  struct mf_finding *ret, unsigned cap, struct mf_error *err);
 void eng_guest_take_written(struct mf_session *s); /* into todo */
+/* Of another process that has died; instead of prepare(). */
+int eng_guest_take_over(struct mf_session *s, bool *ret_runs, struct mf_error *err);
+int eng_guest_find_userfaultfd(struct mf_session *s, int *ret_fd, struct mf_error *err);
 
 /* session.c: its whole run; then events, requests, and waiting */
 int eng_run_out(struct mf_session *s, struct mf_error *err);
@@ -381,6 +406,8 @@ int eng_wait_job(struct mf_session *s, struct eng_job *job, struct mf_error *err
 uint64_t eng_timeout(const struct mf_session *s); /* deadline for one answer of the peer */
 /* A round, or the pulling, begins with so much to do. */
 void eng_update_progress(struct mf_session *s, uint32_t round, uint64_t round_bytes);
+/* The session is called so, for reports and files. */
+void eng_name_session(struct mf_session *s, const char *name);
 
 /* source.c, destination.c: one side's whole run.  0, or the failure that ended it. */
 int eng_source_run(struct mf_session *s, struct mf_error *err);
@@ -481,7 +508,7 @@ int eng_rails_take(struct mf_session *s, const Mf__Wire__Verdicts *v, struct mf_
 
 /* rails.c: opening, connecting, losing and retrying them. */
 /* Opens all rails here and begins to register.  Those that cannot be opened say why in their error. */
-int eng_rails_open(struct mf_session *s, uint32_t n_bulk, uint32_t exposes, struct mf_error *err);
+int eng_rails_open(struct mf_session *s, uint32_t n_bulk, struct mf_error *err);
 /* Connects all that both sides opened; each side its part. */
 int eng_rails_join(struct mf_session *s, const Mf__Wire__Prepared *p, struct mf_error *err);
 int eng_rails_admit(struct mf_session *s, struct mf_error *err);
@@ -548,6 +575,8 @@ int eng_lane_reap_rest(struct eng_lane *lane, struct tp_wc *wc, unsigned n);
 /* From a job: slots for operations. */
 struct eng_op *eng_op_get(struct eng_lane *lane, uint64_t *ret_cookie); /* NULL: all in use */
 void eng_op_put(struct eng_lane *lane, uint64_t cookie);
+/* Of --max-bandwidth, which is given.  Any thread; returns from when on these bytes may go. */
+uint64_t eng_spend_bandwidth(struct mf_session *s, uint64_t bytes);
 
 /* round.c: one round of one-sided writes over all bulk lanes. */
 struct eng_round {
@@ -577,7 +606,11 @@ int eng_pull_start(struct mf_session *s, struct eng_pull **ret, struct mf_error 
 /* Before "owner" is recorded: from here faults wait for ever rather than be answered wrongly.  Fails when nobody
  * serves them any more; then the guest must not run here. */
 int eng_pull_commit(struct mf_session *s, struct eng_pull *pull, struct mf_error *err);
-/* The guest runs: also fetch in the background until everything is here.  Blocks. */
+/* Instead of these two: takes over what another process has left, whose guest may wait in touches of RAM. */
+int eng_pull_take_over(struct mf_session *s, struct eng_pull **ret, struct mf_error *err);
+bool eng_pull_is_complete(const struct eng_pull *pull);
+/* The guest runs: also fetch in the background until everything is here.  Blocks.  Negative: the lanes or the connection
+ * were lost; can be called again when there are others. */
 int eng_pull_all(struct mf_session *s, struct eng_pull *pull, struct mf_error *err);
 /* Before the commit: lets the loading guest's touches through to whatever is there. */
 void eng_pull_abandon(struct mf_session *s, struct eng_pull *pull);
@@ -585,16 +618,39 @@ void eng_pull_abandon(struct mf_session *s, struct eng_pull *pull);
 void eng_pull_leave(struct mf_session *s, struct eng_pull *pull);
 void eng_pull_finish(struct mf_session *s, struct eng_pull *pull);
 
-/* handoff.c: the on-disk record, and what is asked when an answer was lost. */
-int eng_record_write(struct mf_session *s, const char *what, struct mf_error *err);
-void eng_record_remove(struct mf_session *s);
-/* Source, in doubt: asks until it knows or gives up (ANSWER__STATE__UNKNOWN). */
-Mf__Wire__Answer__State eng_query_peer(struct mf_session *s, uint64_t deadline_us);
-/* Destination: answers queries about this session until the source knows, or for the time that a source asks. */
-void eng_answer_queries(struct mf_session *s, Mf__Wire__Answer__State state);
-/* Until when a source in doubt asks.  It noticed the lost connection at most one peer timeout before or after the
- * destination did. */
-uint64_t eng_doubt_deadline(const struct mf_session *s);
+/* record.c: the hand-off on disk, and who may go on with it. */
+/* On disk when it returns; takes the lock. */
+int eng_record_write(struct mf_session *s, enum eng_record what, bool postcopy,
+		     struct mf_error *err);
+/* The session's, by its name; takes the lock.  -MF_EUSAGE: there is none, or somebody has it; -EBADMSG. */
+int eng_record_read(struct mf_session *s, struct eng_record_entry *ret, struct mf_error *err);
+void eng_record_remove(struct mf_session *s); /* without one: nothing */
+
+/* handoff.c: what became of the other side. */
+struct eng_answer {
+	Mf__Wire__Answer__State state;
+	bool goes_on; /* the move goes on over the connection that it came by, now the session's */
+};
+/* Source: asks once, on a new connection, which is the session's when it returns 0.  When what the answer means has been
+ * done, and is on disk, Bye is owed: the destination may forget it then. */
+int eng_ask_peer(struct mf_session *s, uint64_t deadline_us, struct eng_answer *ret);
+/* Destination: for those who ask. */
+int eng_open_answering(struct mf_session *s, struct wire_acceptor **ret_acceptor);
+/* Answers the next one.  1: the move goes on over its connection, now the session's.  0: the answer was heard.  -EAGAIN: it
+ * was not; -EINTR when something else happened; -ETIMEDOUT. */
+int eng_answer_next(struct mf_session *s, struct wire_acceptor *acceptor, uint64_t deadline_us,
+		    const struct eng_answer *answer);
+/* Destination: answers queries about this session until the source knows, or for the time that a source asks.  False: it
+ * may not know. */
+bool eng_answer_queries(struct mf_session *s, Mf__Wire__Answer__State state);
+
+/* recover.c: after the commit, when the connection was lost, or this process is not the one that began the move.  The
+ * guest belongs to one side already; what is left is to find out to which, and to bring the other side's pages. */
+/* 1: pages are served again (ENG_POSTCOPY).  0: the destination has all of them (ENG_FINISHING).  Negative: ENG_PAUSED,
+ * ENG_IN_DOUBT, or still ENG_RECOVER: the destination never became the owner. */
+int eng_source_recover(struct mf_session *s, struct mf_error *err);
+/* 0: pages come again (ENG_POSTCOPY).  Negative: ENG_PAUSED. */
+int eng_destination_recover(struct mf_session *s, struct mf_error *err);
 
 /* verify.c */
 int eng_verify_send(struct mf_session *s, struct mf_error *err);

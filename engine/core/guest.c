@@ -35,8 +35,11 @@ struct call {
 		LIST_NEEDS,
 		CHECK_NEEDS,
 		TAKE_WRITTEN,
+		TAKE_OVER,
+		FIND_USERFAULTFD,
 	} what;
 	union {
+		bool *runs;
 		int *fd;
 		unsigned percent;
 		mf_state_write_fn write;
@@ -101,6 +104,10 @@ static int64_t perform(struct mf_session *s, void *arg)
 			ops->take_written(hv, i, 0, s->memory.region[i].pages,
 					  s->memory.region[i].todo);
 		return 0;
+	case TAKE_OVER:
+		return ops->take_over(hv, c->runs, c->err);
+	case FIND_USERFAULTFD:
+		return ops->find_userfaultfd(hv, c->fd, c->err);
 	}
 	return -ENOSYS;
 }
@@ -236,6 +243,9 @@ int eng_guest_resume(struct mf_session *s, struct mf_error *err)
 
 void eng_guest_commit(struct mf_session *s)
 {
+	if (s->guest_committed)
+		return;
+	s->guest_committed = true;
 	(void)make(s, (struct call){ .what = COMMIT });
 }
 
@@ -305,6 +315,21 @@ int eng_guest_check_needs(struct mf_session *s, const void *bytes, size_t len,
 					    .n_findings = cap,
 					    .err = err });
 	return n < (int)cap ? n : (int)cap;
+}
+
+int eng_guest_take_over(struct mf_session *s, bool *ret_runs, struct mf_error *err)
+{
+	if (!s->ops.take_over || !s->ops.find_userfaultfd)
+		return base_error(err, -EOPNOTSUPP, MF_SCOPE_HOST,
+				  "a guest of kind '%.15s' ends with the process that moves it: "
+				  "there is nothing to go on with",
+				  s->guest.kind);
+	return (int)make(s, (struct call){ .what = TAKE_OVER, .runs = ret_runs, .err = err });
+}
+
+int eng_guest_find_userfaultfd(struct mf_session *s, int *ret_fd, struct mf_error *err)
+{
+	return (int)make(s, (struct call){ .what = FIND_USERFAULTFD, .fd = ret_fd, .err = err });
 }
 
 void eng_guest_take_written(struct mf_session *s)

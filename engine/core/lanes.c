@@ -30,6 +30,17 @@ void eng_op_put(struct eng_lane *lane, uint64_t cookie)
 	lane->free_ops[lane->n_free++] = (uint16_t)cookie;
 }
 
+uint64_t eng_spend_bandwidth(struct mf_session *s, uint64_t bytes)
+{
+	uint64_t cost = bytes * 1000000 / s->params.max_bandwidth, now = base_now_us();
+	uint64_t at = atomic_load_explicit(&s->not_before_us, memory_order_relaxed), next;
+	do { /* idle time is not saved up */
+		next = (at > now ? at : now) + cost;
+	} while (!atomic_compare_exchange_weak_explicit(
+		&s->not_before_us, &at, next, memory_order_relaxed, memory_order_relaxed));
+	return at;
+}
+
 void eng_lane_fail(struct eng_lane *lane, int code)
 {
 	if (atomic_load_explicit(&lane->failure, memory_order_relaxed))

@@ -224,6 +224,9 @@ int eng_landing_open(struct mf_session *s, struct mf_error *err)
 		any = any || m->region[i].is_private;
 	if (!any)
 		return 0;
+	if (m->landing) /* of earlier lanes */
+		(void)munmap(m->landing, m->landing_bytes);
+	m->landing = NULL;
 	m->landing_bytes = landing_of_lanes((uint64_t)eng_lanes_per_rail(s) * s->n_rails);
 	void *map = mmap(NULL, m->landing_bytes, PROT_READ | PROT_WRITE,
 			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

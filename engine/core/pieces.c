@@ -560,8 +560,9 @@ static bool is_behind(const struct eng_rail *rail)
 		return false;
 	if (!all_registered(rail) || (rail->exposes && rail->announced < rail->pieces.total))
 		return true;
-	for (uint32_t i = 0; rail->session->params.side == MF_SOURCE && !rail->exposes &&
-			     i < rail->session->lanes.n_bulk;
+	const struct mf_session *s = rail->session;
+	bool waits = s->params.side == MF_SOURCE || s->state == ENG_RECOVER;
+	for (uint32_t i = 0; waits && !rail->exposes && i < s->lanes.n_bulk + (s->pulling ? 1 : 0);
 	     i++) {
 		const struct eng_lane *lane = &rail->lane[i];
 		if (!atomic_load_explicit(&lane->failure, memory_order_relaxed) &&
@@ -604,8 +605,10 @@ int eng_register_wait(struct mf_session *s, struct mf_error *err)
 	uint64_t deadline = base_deadline_ms(ENG_REGISTER_STALL_MS), seen = standing(s);
 	for (;;) {
 		bool behind = false;
-		/* The source hears of the destination's; the destination has heard all, and what comes is for later. */
-		int r = s->params.side == MF_SOURCE ? hear(s, err) : eng_check_cancel(s, err);
+		/* The source hears of the destination's; at the switchover the destination has heard all, and what
+		 * comes is for later. */
+		bool hears = s->params.side == MF_SOURCE || s->state == ENG_RECOVER;
+		int r = hears ? hear(s, err) : eng_check_cancel(s, err);
 		if (r == 0)
 			r = eng_pump(s, err);
 		if (r < 0)

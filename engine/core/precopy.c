@@ -171,6 +171,7 @@ int eng_source_precopy(struct mf_session *s, bool *ret_postcopy, struct mf_error
 			.dirty_bytes = round.dirty_pages * ENG_PAGE,
 			.overhead_us = CONVERGE_SWITCHOVER_US,
 			.max_downtime_us = s->params.max_downtime_ms * 1000,
+			.safe_bytes = s->params.safe_postcopy_pages * ENG_PAGE,
 			.cutover = eng_requested(s, MF_REQUEST_CUTOVER),
 			.postcopy = eng_requested(s, MF_REQUEST_POSTCOPY),
 		};

@@ -448,8 +448,11 @@ static int take_bulk(struct puller *w, bool block)
 			failed = failed ? failed : r;
 		}
 		atomic_thread_fence(memory_order_seq_cst); /* pairs with serve_fault */
-		if (n > 0 && atomic_load_explicit(&w->pull->n_waiting, memory_order_relaxed))
-			eng_lane_wake(atomic_load_explicit(&w->pull->server, memory_order_relaxed));
+		struct eng_lane *server =
+			atomic_load_explicit(&w->pull->server, memory_order_relaxed);
+		if (n > 0 && server &&
+		    atomic_load_explicit(&w->pull->n_waiting, memory_order_relaxed))
+			eng_lane_wake(server);
 		if (failed)
 			return failed;
 		if (atomic_load_explicit(&lane->stop, memory_order_relaxed))
@@ -461,6 +464,25 @@ static int take_bulk(struct puller *w, bool block)
 		if (r < 0)
 			return r;
 	}
+}
+
+/* The background keeps to the limit; faults do not wait for it. */
+static int await_turn(struct puller *w)
+{
+	const struct mf_session *s = w->pull->session;
+	int r = 0;
+	while (r == 0 && s->params.max_bandwidth &&
+	       !atomic_load_explicit(&w->pull->bulk_job.stop, memory_order_relaxed)) {
+		uint64_t at = atomic_load_explicit(&s->not_before_us, memory_order_relaxed);
+		uint64_t tick = base_deadline_ms(50);
+		if (base_now_us() >= at)
+			break;
+		r = take_bulk(w, false);
+		if (r == 0)
+			r = tp_lane_wait(w->lane->tp, at < tick ? at : tick);
+		r = r == -ETIMEDOUT || r > 0 ? 0 : r;
+	}
+	return r;
 }
 
 static int pull_missing(struct eng_lane *lane, void *ctx)
@@ -476,7 +498,9 @@ static int pull_missing(struct eng_lane *lane, void *ctx)
 	eng_chunk_at(p->session, eng_chunks(p->session) * number / lanes, &w.region, &w.page,
 		     &op.n);
 	while (r == 0 && !atomic_load_explicit(&p->bulk_job.stop, memory_order_relaxed)) {
-		r = lane->in_flight >= PULL_DEPTH ? take_bulk(&w, true) : take_bulk(&w, false);
+		r = await_turn(&w);
+		if (r == 0)
+			r = take_bulk(&w, lane->in_flight >= PULL_DEPTH);
 		if (r < 0 || lane->in_flight >= PULL_DEPTH)
 			continue;
 		if (!claim_next(&w, &op)) {
@@ -492,6 +516,10 @@ static int pull_missing(struct eng_lane *lane, void *ctx)
 		}
 		if (r < 0)
 			give_back(p, &op);
+		else if (p->session->params.max_bandwidth)
+			(void)eng_spend_bandwidth(
+				p->session,
+				op.n * p->session->memory.region[op.region].desc.page_size);
 	}
 	while (r == 0 && lane->in_flight)
 		r = take_bulk(&w, true);
@@ -518,22 +546,17 @@ static int map_zeroes(struct eng_pull *p, struct mf_error *err)
 	return 0;
 }
 
-static int map_present(struct eng_pull *p, struct mf_error *err)
+static uint64_t present_bytes(const struct mf_session *s)
 {
-	struct mf_session *s = p->session;
 	uint64_t bytes = 0;
-	(void)mkdir(s->run_dir, 0700);
-	(void)snprintf(p->present_path, sizeof(p->present_path), "%s/%s.present", s->run_dir,
-		       s->report.session);
-	base_autofd fd = open(p->present_path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-	if (fd < 0)
-		return base_error_sys(err, -errno, MF_SCOPE_HOST, "%s", p->present_path);
 	for (uint32_t i = 0; i < s->memory.n; i++)
 		bytes += round_up(bitmap_words(s->memory.region[i].pages) * 8, 4096);
-	/* Allocated now: a full disk must not become a SIGBUS later. */
-	int r = -posix_fallocate(fd, 0, (off_t)bytes);
-	if (r < 0)
-		return base_error_sys(err, r, MF_SCOPE_HOST, "%s", p->present_path);
+	return bytes;
+}
+
+static int map_present(struct eng_pull *p, int fd, struct mf_error *err)
+{
+	struct mf_session *s = p->session;
 	off_t at = 0;
 	for (uint32_t i = 0; i < s->memory.n; i++) {
 		struct eng_region *region = &s->memory.region[i];
@@ -542,11 +565,54 @@ static int map_present(struct eng_pull *p, struct mf_error *err)
 		if (map == MAP_FAILED)
 			return base_error_sys(err, -errno, MF_SCOPE_HOST, "%s", p->present_path);
 		region->present = map;
-		for (size_t w = 0; w < len / 8; w++)
-			region->present[w] = ~region->todo[w];
 		at += (off_t)round_up(len, 4096);
 	}
 	return 0;
+}
+
+static int create_present(struct eng_pull *p, struct mf_error *err)
+{
+	struct mf_session *s = p->session;
+	(void)mkdir(s->run_dir, 0700);
+	base_autofd fd = open(p->present_path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	if (fd < 0)
+		return base_error_sys(err, -errno, MF_SCOPE_HOST, "%s", p->present_path);
+	/* Allocated now: a full disk must not become a SIGBUS later. */
+	int r = -posix_fallocate(fd, 0, (off_t)present_bytes(s));
+	if (r < 0)
+		return base_error_sys(err, r, MF_SCOPE_HOST, "%s", p->present_path);
+	r = map_present(p, fd, err);
+	for (uint32_t i = 0; r == 0 && i < s->memory.n; i++) {
+		struct eng_region *region = &s->memory.region[i];
+		for (size_t w = 0; w < bitmap_words(region->pages); w++)
+			region->present[w] = ~region->todo[w];
+	}
+	return r;
+}
+
+/* What another process has left: pages that it was fetching are missing, too. */
+static int open_present(struct eng_pull *p, struct mf_error *err)
+{
+	struct mf_session *s = p->session;
+	struct stat st;
+	base_autofd fd = open(p->present_path, O_RDWR | O_CLOEXEC);
+	if (fd < 0 || fstat(fd, &st))
+		return base_error_sys(err, -errno, MF_SCOPE_HOST,
+				      "%s, which tells the pages that are missing",
+				      p->present_path);
+	if ((uint64_t)st.st_size != present_bytes(s))
+		return base_error(err, -EBADMSG, MF_SCOPE_HOST,
+				  "%s is of a guest with other memory than this one",
+				  p->present_path);
+	int r = map_present(p, fd, err);
+	for (uint32_t i = 0; r == 0 && i < s->memory.n; i++) {
+		struct eng_region *region = &s->memory.region[i];
+		for (uint64_t n = 0; n < region->pages; n++) {
+			if (!bitmap_test(region->present, n))
+				bitmap_set(region->todo, n, 1);
+		}
+	}
+	return r;
 }
 
 /* Ranges with something missing, in granules: few registrations, and whole stretches that are
@@ -617,13 +683,20 @@ static void release(struct eng_pull *p)
 	free(p);
 }
 
-int eng_pull_start(struct mf_session *s, struct eng_pull **ret, struct mf_error *err)
+static int create_pull(struct mf_session *s, struct eng_pull **ret, struct mf_error *err)
 {
 	struct eng_pull *p = calloc(1, sizeof(*p));
 	if (!p)
 		return base_error(err, -ENOMEM, MF_SCOPE_SESSION, "out of memory");
 	p->session = s;
-	*ret = p; /* from here the caller abandons it */
+	*ret = p;
+	(void)snprintf(p->present_path, sizeof(p->present_path), "%s/%s.present", s->run_dir,
+		       s->report.session);
+	p->fault_job.run = serve_faults;
+	p->fault_job.ctx = p;
+	p->fault_job.even_failed = true; /* lets the loading guest through */
+	p->bulk_job.run = pull_missing;
+	p->bulk_job.ctx = p;
 	for (uint32_t i = 0; i < s->memory.n; i++) {
 		const struct eng_region *r = &s->memory.region[i];
 		p->range[i] = (struct pgr_range){ .addr = r->desc.hva,
@@ -634,19 +707,38 @@ int eng_pull_start(struct mf_session *s, struct eng_pull **ret, struct mf_error 
 		if (r->is_private && r->desc.page_size > p->zeroes_len)
 			p->zeroes_len = r->desc.page_size;
 	}
-	p->total = eng_memory_todo_bytes(s) / ENG_PAGE;
+	return 0;
+}
+
+static void count_missing(struct eng_pull *p)
+{
+	p->total = eng_memory_todo_bytes(p->session) / ENG_PAGE;
 	atomic_store_explicit(&p->left, p->total, memory_order_relaxed);
-	int r = map_zeroes(p, err);
-	if (r == 0)
-		r = map_present(p, err);
-	if (r == 0)
-		r = eng_open_userfaultfd(s, &s->pager_uffd, err);
-	if (r < 0)
-		return r;
+}
+
+static int open_pager(struct eng_pull *p, struct mf_error *err)
+{
+	struct mf_session *s = p->session;
 	struct pgr_params params = {
 		.uffds = &s->pager_uffd, .n_uffds = 1, .ranges = p->range, .n_ranges = s->memory.n
 	};
-	r = pgr_open(&params, &s->pager, err);
+	return pgr_open(&params, &s->pager, err);
+}
+
+int eng_pull_start(struct mf_session *s, struct eng_pull **ret, struct mf_error *err)
+{
+	int r = create_pull(s, ret, err);
+	if (r < 0)
+		return r;
+	struct eng_pull *p = *ret; /* from here the caller abandons it */
+	count_missing(p);
+	r = map_zeroes(p, err);
+	if (r == 0)
+		r = create_present(p, err);
+	if (r == 0)
+		r = eng_open_userfaultfd(s, &s->pager_uffd, err);
+	if (r == 0)
+		r = open_pager(p, err);
 	if (r == 0)
 		r = arm(p, err);
 	/* After arming: what is forgotten now faults on its next touch, without a gap. */
@@ -656,12 +748,38 @@ int eng_pull_start(struct mf_session *s, struct eng_pull **ret, struct mf_error 
 		r = eng_memory_drop_todo(s, err);
 	if (r < 0)
 		return r;
-	p->fault_job.run = serve_faults;
-	p->fault_job.ctx = p;
-	p->fault_job.even_failed = true; /* lets the loading guest through */
 	eng_lanes_run(s, ENG_URGENT, &p->fault_job);
 	/* Without it nobody would answer the touches of what is loaded next. */
 	return eng_job_is_done(&p->fault_job) ? eng_lanes_failure(s, err) : 0;
+}
+
+int eng_pull_take_over(struct mf_session *s, struct eng_pull **ret, struct mf_error *err)
+{
+	int r = create_pull(s, ret, err);
+	if (r < 0)
+		return r;
+	struct eng_pull *p = *ret; /* from here the caller leaves it */
+	s->pulling = true;
+	atomic_store_explicit(&p->fate, COMMITTED, memory_order_relaxed);
+	atomic_store_explicit(&p->session_gives, true, memory_order_relaxed);
+	r = open_present(p, err);
+	if (r == 0)
+		r = eng_guest_find_userfaultfd(s, &s->pager_uffd, err);
+	if (r == 0)
+		r = open_pager(p, err);
+	/* All of it: what the other one had armed is not known, and a touch in there must not wait for nobody. */
+	if (r == 0)
+		r = pgr_arm(s->pager, NULL, 0, err);
+	if (r < 0)
+		return r;
+	p->armed = true;
+	count_missing(p);
+	return 0;
+}
+
+bool eng_pull_is_complete(const struct eng_pull *p)
+{
+	return !atomic_load_explicit(&p->left, memory_order_acquire);
 }
 
 static void tell_progress(struct eng_pull *p)
@@ -686,10 +804,13 @@ int eng_pull_commit(struct mf_session *s, struct eng_pull *p, struct mf_error *e
 
 int eng_pull_all(struct mf_session *s, struct eng_pull *p, struct mf_error *err)
 {
-	p->started_us = base_now_us();
-	p->bulk_job.run = pull_missing;
-	p->bulk_job.ctx = p;
+	if (!p->started_us)
+		p->started_us = base_now_us();
 	eng_update_progress(s, s->report.n_rounds, p->total * ENG_PAGE);
+	atomic_store_explicit(&s->bytes_scanned,
+			      (p->total - atomic_load_explicit(&p->left, memory_order_relaxed)) *
+				      ENG_PAGE,
+			      memory_order_relaxed);
 	atomic_store_explicit(&p->session_gives, true, memory_order_release);
 	uint64_t told_us = 0;
 	const struct tp_ops *in_use = eng_rails_in_use(s);
@@ -718,6 +839,8 @@ int eng_pull_all(struct mf_session *s, struct eng_pull *p, struct mf_error *err)
 		}
 		wire_msg *msg;
 		r = eng_receive(s, base_now_us(), &msg, err);
+		if (r == 0 && eng_requested(s, MF_REQUEST_RECOVER))
+			r = base_error(err, -ECONNRESET, MF_SCOPE_SESSION, "asked to connect anew");
 		if (r == 0)
 			eng_sleep(s, base_deadline_ms(200)); /* lanes that end a job poke */
 		if (r > 0) {
@@ -728,7 +851,11 @@ int eng_pull_all(struct mf_session *s, struct eng_pull *p, struct mf_error *err)
 			r = retry == UINT32_MAX ? 0 : eng_rails_retried(s, retry, err);
 		}
 	}
+	/* Who waits for the peer on a lane waits for nothing. */
+	if (r < 0)
+		eng_rails_close(s);
 	stop_jobs(p);
+	atomic_store_explicit(&p->server, NULL, memory_order_relaxed);
 	struct mf_report *rep = &s->report;
 	struct mf_postcopy_report *pc = &rep->postcopy;
 	rep->has_postcopy = true;
@@ -743,9 +870,10 @@ int eng_pull_all(struct mf_session *s, struct eng_pull *p, struct mf_error *err)
 	pc->latency_us.max = p->latency.max;
 	latency_log2(&p->latency, pc->latency_log2_us);
 	if (rep->has_verify) {
-		rep->verify_pages += atomic_load_explicit(&p->verified, memory_order_relaxed);
+		rep->verify_pages +=
+			atomic_exchange_explicit(&p->verified, 0, memory_order_relaxed);
 		rep->verify_mismatches +=
-			atomic_load_explicit(&p->mismatches, memory_order_relaxed);
+			atomic_exchange_explicit(&p->mismatches, 0, memory_order_relaxed);
 	}
 	return r;
 }

@@ -101,8 +101,17 @@ static void close_rail(struct eng_rail *rail)
 	rail->domain = NULL;
 }
 
-int eng_rails_open(struct mf_session *s, uint32_t n_bulk, uint32_t exposes, struct mf_error *err)
+/* What the peer may do with this side's memory, from the beginning. */
+static uint32_t exposes_now(const struct mf_session *s)
 {
+	if (s->params.side == MF_SOURCE)
+		return s->state == ENG_POSTCOPY || s->state == ENG_RECOVER ? TP_REMOTE_READ : 0;
+	return s->pulling ? 0 : TP_REMOTE_WRITE;
+}
+
+int eng_rails_open(struct mf_session *s, uint32_t n_bulk, struct mf_error *err)
+{
+	uint32_t exposes = exposes_now(s);
 	int r = eng_lanes_init(s, n_bulk, err);
 	bool any = false;
 	if (r < 0)
@@ -131,6 +140,7 @@ int eng_rails_open(struct mf_session *s, uint32_t n_bulk, uint32_t exposes, stru
 
 void eng_rails_close(struct mf_session *s)
 {
+	eng_rails_report(s);
 	atomic_store_explicit(&s->lanes_done, true, memory_order_relaxed);
 	/* All at once: each may take a moment to notice. */
 	for (uint32_t i = 0; s->lanes.lane && i < eng_lanes_per_rail(s) * s->n_rails; i++) {
@@ -281,6 +291,10 @@ static int join_rail(struct eng_rail *rail, const Mf__Wire__RailOffer *offer, st
 /* A rail that could not be joined is no reason to stop; none at all is. */
 static int tell_joined(struct mf_session *s, struct mf_error *err)
 {
+	/* Who is going to read needs the other's memory, too. */
+	int r = s->state == ENG_RECOVER ? eng_register_wait(s, err) : 0;
+	if (r < 0)
+		return r;
 	if (!eng_rails_in_use(s))
 		return eng_lanes_failure(s, err);
 	eng_rails_note_lost(s);
@@ -554,13 +568,6 @@ static bool is_up_here(const struct eng_rail *rail)
 	return false;
 }
 
-static uint32_t exposes_now(const struct mf_session *s)
-{
-	if (s->params.side == MF_SOURCE)
-		return s->state == ENG_POSTCOPY ? TP_REMOTE_READ : 0;
-	return s->pulling ? 0 : TP_REMOTE_WRITE;
-}
-
 /* Whether it was worth it is said when it can be used: eng_register_usable(). */
 static void note_tried(struct eng_rail *rail)
 {
@@ -722,6 +729,8 @@ static void report_lane(struct mf_report *rep, const struct eng_lane *lane)
 void eng_rails_report(struct mf_session *s)
 {
 	struct mf_report *rep = &s->report;
+	if (!s->n_rails) /* closed already: as it was then */
+		return;
 	rep->n_rails = s->n_rails;
 	rep->n_lanes = 0;
 	for (uint32_t k = 0; k < s->n_rails; k++) {

@@ -126,12 +126,7 @@ static int pay_bandwidth(struct writer *w, uint64_t bytes)
 	/* The limit is for the guest's neighbours; while it stands still, it is in its own way only. */
 	if (!s->params.max_bandwidth || s->state == ENG_SWITCHOVER)
 		return 0;
-	uint64_t cost = bytes * 1000000 / s->params.max_bandwidth, now = base_now_us();
-	uint64_t at = atomic_load_explicit(&s->not_before_us, memory_order_relaxed), next;
-	do { /* idle time is not saved up */
-		next = (at > now ? at : now) + cost;
-	} while (!atomic_compare_exchange_weak_explicit(
-		&s->not_before_us, &at, next, memory_order_relaxed, memory_order_relaxed));
+	uint64_t at = eng_spend_bandwidth(s, bytes);
 	int r = post_batch(w);
 	while (r == 0 && base_now_us() < at &&
 	       !atomic_load_explicit(&w->round->job.stop, memory_order_relaxed)) {

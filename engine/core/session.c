@@ -33,7 +33,7 @@ static const char *const phase_names[MF_PHASE_COUNT] = {
 	[MF_PHASE_CHECK] = "check",     [MF_PHASE_PREPARE] = "prepare",
 	[MF_PHASE_PRECOPY] = "precopy", [MF_PHASE_SWITCHOVER] = "switchover",
 	[MF_PHASE_HANDOFF] = "handoff", [MF_PHASE_POSTCOPY] = "postcopy",
-	[MF_PHASE_DONE] = "done",
+	[MF_PHASE_RECOVER] = "recover", [MF_PHASE_DONE] = "done",
 };
 
 static const char *const outcome_names[] = {
@@ -409,12 +409,33 @@ static int check_params(const struct mf_session_params *p, struct mf_error *err)
 	r = check_security(p, err);
 	if (r < 0)
 		return r;
+	if (p->safe_postcopy_pages && (p->mode == MF_MODE_POSTCOPY || p->mode == MF_MODE_COLD))
+		return base_error(
+			err, -MF_EUSAGE, MF_SCOPE_HOST,
+			"--safe-postcopy: mode %s has no rounds after which few pages are "
+			"missing; use hybrid",
+			mf_mode_name(p->mode));
+	/* The name becomes part of file names. */
+	if (p->resume && (!p->resume[0] || strlen(p->resume) >= MF_SESSION_NAME_MAX ||
+			  strspn(p->resume, "0123456789abcdef") != strlen(p->resume)))
+		return base_error(err, -MF_EUSAGE, MF_SCOPE_HOST,
+				  "--resume: '%.40s' is not a session's name, which has only 0 to "
+				  "9 and a to f",
+				  p->resume);
 	if (p->transport && strcmp(p->transport, "auto") && !tp_find(p->transport))
 		return base_error(
 			err, -MF_EUSAGE, MF_SCOPE_HOST,
 			"transport '%s' is not in this build; `memferry devices` shows what is",
 			p->transport);
 	return 0;
+}
+
+void eng_name_session(struct mf_session *s, const char *name)
+{
+	(void)snprintf(s->report.session, sizeof(s->report.session), "%s", name);
+	pthread_mutex_lock(&s->progress_lock);
+	memcpy(s->progress.session, s->report.session, sizeof(s->progress.session));
+	pthread_mutex_unlock(&s->progress_lock);
 }
 
 static int load_security(struct mf_session *s, struct mf_error *err)
@@ -434,10 +455,12 @@ static int load_security(struct mf_session *s, struct mf_error *err)
 static void name_session(struct mf_session *s)
 {
 	uint8_t random[8];
+	char name[2 * sizeof(random) + 1];
 	if (getrandom(random, sizeof(random), 0) != sizeof(random))
 		memset(random, 0, sizeof(random));
 	for (size_t i = 0; i < sizeof(random); i++)
-		(void)snprintf(s->report.session + 2 * i, 3, "%02x", random[i]);
+		(void)snprintf(name + 2 * i, 3, "%02x", random[i]);
+	eng_name_session(s, name);
 }
 
 static void destroyp(struct mf_session **s)
@@ -464,7 +487,8 @@ int mf_session_create(const struct mf_session_params *given, struct mf_session *
 	base_cleanup(destroyp) struct mf_session *s = calloc(1, sizeof(*s));
 	if (!s)
 		return base_error(err, -ENOMEM, MF_SCOPE_HOST, "out of memory");
-	s->listen_fd = s->event_fd = s->tracker_uffd = s->pager_uffd = s->kept_uffd = -1;
+	s->listen_fd = s->event_fd = s->tracker_uffd = s->pager_uffd = s->kept_uffd = s->lock_fd =
+		-1;
 	pthread_mutex_init(&s->progress_lock, NULL);
 	r = eng_drive_init(&s->drive, err);
 	if (r == 0)
@@ -488,6 +512,8 @@ int mf_session_create(const struct mf_session_params *given, struct mf_session *
 		s->params.peer_timeout_ms = 10000;
 	if (!s->params.lane_timeout_ms)
 		s->params.lane_timeout_ms = 3000;
+	if (!s->params.recover_timeout_ms)
+		s->params.recover_timeout_ms = 300000;
 	r = load_security(s, err);
 	if (r < 0)
 		return r;
@@ -501,9 +527,14 @@ int mf_session_create(const struct mf_session_params *given, struct mf_session *
 	s->report.side = s->progress.side = params->side;
 	s->report.mode = params->mode;
 	s->report.transport = "";
-	if (params->side == MF_SOURCE)
+	if (params->resume) {
+		eng_name_session(s, params->resume);
+		r = eng_record_read(s, &s->record, err);
+		if (r < 0)
+			return r;
+	} else if (params->side == MF_SOURCE) {
 		name_session(s);
-	memcpy(s->progress.session, s->report.session, sizeof(s->progress.session));
+	}
 	*ret_session = BASE_TAKE_PTR(s);
 	return 0;
 }
@@ -586,6 +617,7 @@ void mf_session_destroy(struct mf_session *s)
 		wire_msg_free(s->kept);
 	base_closep(&s->listen_fd);
 	base_closep(&s->event_fd);
+	base_closep(&s->lock_fd);
 	free(s->device.bytes);
 	free(s->address);
 	free(s->run_dir);

@@ -12,6 +12,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/log.h"
 #include "core/source.h"
 #include "wire/socket.h"
 
@@ -65,7 +66,7 @@ static int say_hello(struct mf_session *s, struct mf_error *err)
 	return 0;
 }
 
-static int describe_guest(struct mf_session *s, struct mf_error *err)
+int eng_source_describe(struct mf_session *s, struct mf_error *err)
 {
 	Mf__Wire__Region region[MF_REGIONS_MAX], *regions[MF_REGIONS_MAX];
 	Mf__Wire__Guest guest = MF__WIRE__GUEST__INIT;
@@ -108,7 +109,7 @@ static int describe_guest(struct mf_session *s, struct mf_error *err)
 	return r;
 }
 
-static int take_verdicts(struct mf_session *s, struct mf_error *err)
+int eng_source_take_verdicts(struct mf_session *s, struct mf_error *err)
 {
 	wire_msg *msg;
 	int r = eng_expect(s, WIRE_BODY(VERDICTS), eng_timeout(s), &msg, err);
@@ -148,8 +149,8 @@ static int source_check(struct mf_session *s, struct mf_error *err)
 	if (r < 0)
 		return r;
 	eng_preflight_local(s);
-	r = describe_guest(s, err);
-	return r < 0 ? r : take_verdicts(s, err);
+	r = eng_source_describe(s, err);
+	return r < 0 ? r : eng_source_take_verdicts(s, err);
 }
 
 /* Rounds need it.  Without rounds it tells holes from what pinning will make of them, where the kernel can. */
@@ -168,33 +169,25 @@ static int start_tracking(struct mf_session *s, struct mf_error *err)
 	return 0;
 }
 
-static int source_prepare(struct mf_session *s, struct mf_error *err)
+int eng_source_send_prepare(struct mf_session *s, struct mf_error *err)
 {
 	Mf__Wire__Prepare body = MF__WIRE__PREPARE__INIT;
-	wire_msg msg = WIRE_INIT, *answer;
-
-	eng_set_state(s, ENG_PREPARE);
+	wire_msg msg = WIRE_INIT;
 	if (getrandom(s->token, sizeof(s->token), 0) != sizeof(s->token))
 		return base_error_sys(err, -errno, MF_SCOPE_HOST, "getrandom");
-	s->prepared = true;
-	int r = eng_guest_prepare(s, err);
-	if (r == 0)
-		r = eng_memory_map(s, err);
-	if (r < 0)
-		return r;
-
 	msg.body_case = WIRE_BODY(PREPARE);
 	msg.prepare = &body;
 	body.transport = (char *)s->report.transport;
 	body.bulk_lanes = s->params.lanes;
 	body.token.data = s->token;
 	body.token.len = sizeof(s->token);
-	r = eng_send(s, &msg, err);
-	/* While the destination does the same. */
-	if (r == 0)
-		r = start_tracking(s, err);
-	if (r == 0)
-		r = eng_rails_open(s, s->params.lanes, 0, err);
+	return eng_send(s, &msg, err);
+}
+
+int eng_source_join(struct mf_session *s, struct mf_error *err)
+{
+	wire_msg *answer;
+	int r = eng_rails_open(s, s->params.lanes, err);
 	/* Emptying a large guest's RAM there takes its time. */
 	if (r == 0)
 		r = eng_expect(s, WIRE_BODY(PREPARED), base_deadline_ms(120000), &answer, err);
@@ -205,42 +198,28 @@ static int source_prepare(struct mf_session *s, struct mf_error *err)
 	return r;
 }
 
-/* ---- hand-off and what follows ---- */
-
-/* COMMIT is out and its answer did not come: ask until it is known. */
-static int resolve_doubt(struct mf_session *s, struct mf_error *err)
+static int source_prepare(struct mf_session *s, struct mf_error *err)
 {
-	eng_emit(s, MF_EVENT_NOTICE, "the answer to the commit was lost: asking the destination");
-	/* It answers when it knows that this channel is over. */
-	eng_hang_up(s);
-	switch (eng_query_peer(s, eng_doubt_deadline(s))) {
-	case MF__WIRE__ANSWER__STATE__COMPLETE:
-		return 0;
-	case MF__WIRE__ANSWER__STATE__OWNER:
-		eng_guest_commit(s);
-		eng_set_state(s, ENG_PAUSED);
-		return base_error(
-			err, -MF_EPAUSED, MF_SCOPE_SESSION,
-			"the guest belongs to the destination, which could not finish the move; "
-			"this host keeps its memory and its paused monitor: look there");
-	case MF__WIRE__ANSWER__STATE__ABORTED:
-		return base_error(err, -MF_EPEER, MF_SCOPE_SESSION,
-				  "the destination gave up before the commit reached it");
-	default:
-		eng_guest_commit(s); /* in doubt, the source never resumes by itself */
-		eng_set_state(s, ENG_IN_DOUBT);
-		return base_error(
-			err, -MF_EINDOUBT, MF_SCOPE_SESSION,
-			"whether the guest runs at the destination is not known; it is kept "
-			"paused here: look there before resuming it by hand");
-	}
+	eng_set_state(s, ENG_PREPARE);
+	s->prepared = true;
+	int r = eng_guest_prepare(s, err);
+	if (r == 0)
+		r = eng_memory_map(s, err);
+	if (r == 0)
+		r = eng_source_send_prepare(s, err);
+	/* While the destination does the same. */
+	if (r == 0)
+		r = start_tracking(s, err);
+	return r < 0 ? r : eng_source_join(s, err);
 }
 
-static int source_handoff(struct mf_session *s, bool postcopy, bool *ret_lost, struct mf_error *err)
+/* ---- hand-off and what follows ---- */
+
+static int source_handoff(struct mf_session *s, bool postcopy, struct mf_error *err)
 {
 	int r = eng_check_cancel(s, err);
 	if (r == 0)
-		r = eng_record_write(s, "committed", err);
+		r = eng_record_write(s, ENG_RECORD_COMMITTED, postcopy, err);
 	if (r < 0)
 		return r;
 	eng_set_state(s, ENG_COMMITTED);
@@ -251,16 +230,14 @@ static int source_handoff(struct mf_session *s, bool postcopy, bool *ret_lost, s
 			       base_deadline_ms(s->params.peer_timeout_ms + 10000), &msg, NULL);
 	if (r == 0) {
 		wire_msg_free(msg);
+		eng_guest_commit(s);
+		eng_set_state(s, postcopy ? ENG_POSTCOPY : ENG_FINISHING);
 	} else {
-		r = resolve_doubt(s, err);
-		if (r < 0)
-			return r;
-		*ret_lost = true;
+		/* The answer was lost. */
+		r = eng_source_recover(s, err);
 	}
 	s->report.downtime_ms = (base_now_us() - s->stopped_us + 999) / 1000;
-	eng_guest_commit(s);
-	eng_set_state(s, postcopy && !*ret_lost ? ENG_POSTCOPY : ENG_FINISHING);
-	return 0;
+	return r < 0 ? r : 0;
 }
 
 static void take_done(struct mf_session *s, const Mf__Wire__Done *done)
@@ -311,6 +288,8 @@ static int await_done(struct mf_session *s, struct mf_error *err)
 		wire_msg *msg;
 		/* Silence is the channel's to notice; a destination that talks may take as long as it needs. */
 		int r = eng_receive(s, base_deadline_ms(100), &msg, err);
+		if (r == 0 && eng_requested(s, MF_REQUEST_RECOVER))
+			r = base_error(err, -ECONNRESET, MF_SCOPE_SESSION, "asked to connect anew");
 		if (r < 0)
 			return r;
 		if (r == 0) {
@@ -331,24 +310,29 @@ static int await_done(struct mf_session *s, struct mf_error *err)
 	}
 }
 
-static int source_finish(struct mf_session *s, bool lost, struct mf_error *err)
+static int source_finish(struct mf_session *s, struct mf_error *err)
 {
 	struct mf_error why = { 0 };
+	/* It was answered that all is there. */
+	bool asked = s->recover.deadline_us && s->state == ENG_FINISHING;
+	int r = 0;
 	eng_tracker_stop(s);
-	int r = lost ? -ECONNRESET : await_done(s, &why);
-	if (r < 0 && s->state == ENG_POSTCOPY) {
-		eng_set_state(s, ENG_PAUSED);
-		return base_error(
-			err, -MF_EPAUSED, MF_SCOPE_SESSION,
-			"the connection was lost in post-copy; the guest belongs to the "
-			"destination and waits there for pages; this host keeps its memory and "
-			"its paused monitor");
+	while (s->state == ENG_POSTCOPY && (r = await_done(s, &why)) < 0) {
+		base_debug("%s: %s", s->report.session, why.msg);
+		r = eng_source_recover(s, err);
+		if (r < 0)
+			return r;
+		asked = true;
+		r = 0;
 	}
 	/* Without post-copy the destination was whole when it said RUNNING: Done only reports. */
+	if (s->state == ENG_FINISHING && !asked)
+		r = await_done(s, NULL);
 	eng_guest_finish(s);
-	if (r == 0)
-		(void)eng_send_plain(s, WIRE_BODY(BYE), NULL);
 	eng_record_remove(s);
+	/* Last: the destination may forget the move now. */
+	if (r == 0 && s->channel)
+		(void)eng_send_plain(s, WIRE_BODY(BYE), NULL);
 	eng_set_state(s, ENG_COMPLETED);
 	return 0;
 }
@@ -361,7 +345,7 @@ static int source_fail(struct mf_session *s, int code, struct mf_error *err)
 		why = *err;
 	else
 		base_error_sys(&why, code, MF_SCOPE_SESSION, "%s", eng_state_name(s->state));
-	bool tell = s->state != ENG_COMMITTED;
+	bool tell = s->state != ENG_RECOVER;
 	if (s->throttle)
 		(void)eng_guest_throttle(s, 0, NULL);
 	struct mf_error back = { 0 };
@@ -375,15 +359,47 @@ static int source_fail(struct mf_session *s, int code, struct mf_error *err)
 	if (s->lanes.lane)
 		(void)eng_rails_cut(s, NULL);
 	eng_record_remove(s);
+	if (!tell && s->channel) /* the answer that we act on */
+		(void)eng_send_plain(s, WIRE_BODY(BYE), NULL);
 	eng_set_state(s, ENG_ABORTED);
 	if (err)
 		*err = why;
 	return code;
 }
 
+/* Another process has committed, and died. */
+static int source_resume(struct mf_session *s, struct mf_error *err)
+{
+	bool runs = false;
+	int r = eng_guest_describe(s, err);
+	if (r == 0)
+		r = eng_guest_take_over(s, &runs, err);
+	if (r == 0 && runs)
+		r = base_error(err, -MF_EREFUSED, MF_SCOPE_HOST,
+			       "the guest runs here: somebody resumed it after the hand-off was "
+			       "committed; it may run at the destination, too: look there");
+	if (r == 0)
+		r = eng_memory_map(s, err);
+	if (r < 0) {
+		/* Nothing was changed: it can be resumed as before. */
+		eng_set_state(s, ENG_RECOVER);
+		eng_set_state(s, ENG_IN_DOUBT);
+		return r;
+	}
+	s->prepared = true;
+	s->stopped_us = base_now_us(); /* for all we know */
+	eng_memory_seed(s);
+	r = eng_source_recover(s, err);
+	if (r < 0)
+		return eng_state_is_end(s->state) ? r : source_fail(s, r, err);
+	return source_finish(s, err);
+}
+
 int eng_source_run(struct mf_session *s, struct mf_error *err)
 {
-	bool postcopy = s->params.mode == MF_MODE_POSTCOPY, lost = false;
+	if (s->params.resume)
+		return source_resume(s, err);
+	bool postcopy = s->params.mode == MF_MODE_POSTCOPY;
 	bool rounds = s->params.mode != MF_MODE_POSTCOPY && s->params.mode != MF_MODE_COLD;
 
 	int r = source_check(s, err);
@@ -397,10 +413,10 @@ int eng_source_run(struct mf_session *s, struct mf_error *err)
 	if (r == 0 && rounds)
 		r = eng_source_precopy(s, &postcopy, err);
 	if (r == 0)
-		r = eng_source_switchover(s, postcopy, err);
+		r = eng_source_switchover(s, &postcopy, err);
 	if (r == 0)
-		r = source_handoff(s, postcopy, &lost, err);
+		r = source_handoff(s, postcopy, err);
 	if (r < 0)
 		return eng_state_is_end(s->state) ? r : source_fail(s, r, err);
-	return source_finish(s, lost, err);
+	return source_finish(s, err);
 }

@@ -5,6 +5,17 @@
 
 #include "core/engine.h"
 
+/* source.c: what every new connection goes through. */
+
+/* Sends what the guest is, and what lanes could run over. */
+int eng_source_describe(struct mf_session *s, struct mf_error *err);
+/* Which rails there are, and whether the destination refuses. */
+int eng_source_take_verdicts(struct mf_session *s, struct mf_error *err);
+/* With a token of its own for each connection. */
+int eng_source_send_prepare(struct mf_session *s, struct mf_error *err);
+/* Opens all rails here, and joins those that the destination has opened. */
+int eng_source_join(struct mf_session *s, struct mf_error *err);
+
 /* precopy.c */
 
 /* Rounds until the decision to switch; *ret_postcopy says how.  Tracking goes on. */
@@ -27,7 +38,7 @@ int eng_collect_running(struct mf_session *s, struct mf_error *err);
 /* Without one: nothing. */
 void eng_tracker_stop(struct mf_session *s);
 
-/* switchover.c: pauses the guest; returns when the destination is ready to run it. */
-int eng_source_switchover(struct mf_session *s, bool postcopy, struct mf_error *err);
+/* switchover.c: pauses the guest; returns when the destination is ready to run it.  *postcopy: wanted, and what came of it. */
+int eng_source_switchover(struct mf_session *s, bool *postcopy, struct mf_error *err);
 
 #endif

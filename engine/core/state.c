@@ -13,7 +13,7 @@ static const struct {
 	enum mf_phase phase;
 	uint32_t next; /* states that may follow */
 } states[ENG_STATE_COUNT] = {
-	[ENG_IDLE] = { "idle", MF_PHASE_IDLE, TO(CONNECT) },
+	[ENG_IDLE] = { "idle", MF_PHASE_IDLE, TO(CONNECT) | TO(RECOVER) },
 	[ENG_CONNECT] = { "connect", MF_PHASE_CONNECT, TO(CHECK) | TO(ABORTED) },
 	[ENG_CHECK] = { "check", MF_PHASE_CHECK,
 			TO(PREPARE) | TO(CHECKED) | TO(ABORTED) | TO(CONNECT) },
@@ -21,12 +21,13 @@ static const struct {
 	[ENG_PRECOPY] = { "precopy", MF_PHASE_PRECOPY, TO(SWITCHOVER) | TO(ABORTED) },
 	[ENG_SWITCHOVER] = { "switchover", MF_PHASE_SWITCHOVER, TO(READY) | TO(ABORTED) },
 	[ENG_READY] = { "ready", MF_PHASE_HANDOFF, TO(COMMITTED) | TO(ABORTED) },
-	/* committed -> aborted: the destination has recorded that it never became the owner */
 	[ENG_COMMITTED] = { "committed", MF_PHASE_HANDOFF,
-			    TO(FINISHING) | TO(POSTCOPY) | TO(IN_DOUBT) | TO(ABORTED) |
-				    TO(PAUSED) },
+			    TO(FINISHING) | TO(POSTCOPY) | TO(RECOVER) | TO(PAUSED) },
 	[ENG_FINISHING] = { "finishing", MF_PHASE_HANDOFF, TO(COMPLETED) },
-	[ENG_POSTCOPY] = { "postcopy", MF_PHASE_POSTCOPY, TO(COMPLETED) | TO(PAUSED) },
+	[ENG_POSTCOPY] = { "postcopy", MF_PHASE_POSTCOPY, TO(COMPLETED) | TO(RECOVER) },
+	/* recover -> aborted: the destination has recorded that it never became the owner */
+	[ENG_RECOVER] = { "recover", MF_PHASE_RECOVER,
+			  TO(POSTCOPY) | TO(FINISHING) | TO(PAUSED) | TO(IN_DOUBT) | TO(ABORTED) },
 	[ENG_COMPLETED] = { "completed", MF_PHASE_DONE, 0 },
 	[ENG_ABORTED] = { "aborted", MF_PHASE_DONE, 0 },
 	[ENG_PAUSED] = { "paused", MF_PHASE_DONE, 0 },

@@ -143,18 +143,28 @@ static int send_switchover(struct mf_session *s, bool postcopy, struct mf_error 
 	return r < 0 ? r : send_state(s, err);
 }
 
-/* The source becomes memory to be read.  Without the urgent lane nobody could serve a fault. */
-static int offer_rest(struct mf_session *s, struct mf_error *err)
+/* The source becomes memory to be read.  Without the urgent lane nobody could serve a fault.  When the guest has written
+ * too much since the decision, the rest is written: it was decided that it is little. */
+static int offer_rest(struct mf_session *s, bool *postcopy, struct mf_error *err)
 {
+	uint64_t most = s->params.safe_postcopy_pages;
 	int r = save_device(s, err);
 	if (r == 0)
 		r = find_rest(s, err);
+	if (r == 0 && most && eng_memory_todo_bytes(s) > most * ENG_PAGE) {
+		*postcopy = false;
+		eng_emit(s, MF_EVENT_NOTICE,
+			 "more than %llu pages are missing: they are written before the guest runs "
+			 "there",
+			 (unsigned long long)most);
+		return last_pass(s, err);
+	}
 	if (r == 0 && !(eng_lanes_alive(s, ENG_URGENT) && eng_lanes_alive(s, ENG_BULK)))
 		r = eng_lanes_failure(s, err);
 	return r < 0 ? r : eng_expose_for_reading(s, err);
 }
 
-int eng_source_switchover(struct mf_session *s, bool postcopy, struct mf_error *err)
+int eng_source_switchover(struct mf_session *s, bool *postcopy, struct mf_error *err)
 {
 	/* While the guest runs: what takes its time must not be waited for in the downtime. */
 	int r = eng_register_wait(s, err);
@@ -163,10 +173,10 @@ int eng_source_switchover(struct mf_session *s, bool postcopy, struct mf_error *
 	eng_set_state(s, ENG_SWITCHOVER);
 	r = eng_guest_pause(s, err);
 	if (r == 0)
-		r = postcopy ? offer_rest(s, err) : last_pass(s, err);
+		r = *postcopy ? offer_rest(s, postcopy, err) : last_pass(s, err);
 	if (r < 0)
 		return r;
-	r = send_switchover(s, postcopy, err);
+	r = send_switchover(s, *postcopy, err);
 	if (r < 0)
 		return r;
 	wire_msg *msg;

@@ -290,6 +290,27 @@ static void close_guest(void *p)
 	free(hv);
 }
 
+static int take_over(void *hv, bool *ret_runs, struct mf_error *err)
+{
+	return qemu_take_over(hv, ret_runs, err);
+}
+
+/* prepare() closes all that it finds, so what there is was made for this move. */
+static int find_userfaultfd(void *p, int *ret_fd, struct mf_error *err)
+{
+	struct qemu *hv = p;
+	int n = attach_find_userfaultfds(hv->pid, hv->remote, QEMU_UFFDS_MAX, err);
+	if (n < 0)
+		return n;
+	if (n != 1)
+		return base_error(err, n ? -EEXIST : -ENOENT, MF_SCOPE_SESSION,
+				  "QEMU (pid %d) holds %d userfaultfds instead of the one that was "
+				  "made for this move",
+				  (int)hv->pid, n);
+	hv->n_remote = 1;
+	return attach_get_fd(hv->pid, hv->remote[0], ret_fd, err);
+}
+
 static const struct mf_adapter_ops qemu_ops = {
 	.size = sizeof(struct mf_adapter_ops),
 	.name = "qemu",
@@ -309,6 +330,8 @@ static const struct mf_adapter_ops qemu_ops = {
 	.close = close_guest,
 	.hold = hold,
 	.let_go = let_go,
+	.take_over = take_over,
+	.find_userfaultfd = find_userfaultfd,
 };
 
 /* ---- opening ---- */

@@ -90,12 +90,15 @@ int qemu_check_state(struct qemu *hv, struct mf_error *err);
 /* ---- qemu_settings.c ---- */
 int qemu_apply_settings(struct qemu *hv, struct mf_error *err);
 int qemu_restore_settings(struct qemu *hv, struct mf_error *err);
+/* Another process applied them and died: what they were is not known; restored is what QEMU starts with. */
+void qemu_assume_settings(struct qemu *hv);
 
 /* ---- qemu_migrate.c ---- */
 int qemu_pause(struct qemu *hv, uint64_t *ret_stopped_us, struct mf_error *err);
 int qemu_save_state(struct qemu *hv, mf_state_write_fn write, void *ctx, struct mf_error *err);
 int qemu_load_state(struct qemu *hv, mf_state_read_fn read, void *ctx, struct mf_error *err);
 int qemu_resume(struct qemu *hv, struct mf_error *err);
+int qemu_take_over(struct qemu *hv, bool *ret_runs, struct mf_error *err);
 int qemu_hold(struct qemu *hv, struct mf_error *err);
 int qemu_let_go(struct qemu *hv, struct mf_error *err);
 int qemu_abort(struct qemu *hv, struct mf_error *err);

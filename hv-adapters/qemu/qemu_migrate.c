@@ -468,6 +468,31 @@ int qemu_resume(struct qemu *hv, struct mf_error *err)
 	return 0;
 }
 
+/* ---- after another process ---- */
+
+int qemu_take_over(struct qemu *hv, bool *ret_runs, struct mf_error *err)
+{
+	char state[32];
+	assert(!hv->is_prepared && hv->move == QEMU_MOVE_NONE);
+	int r = qemu_run_state(hv, state, sizeof(state), ret_runs, err);
+	if (r < 0)
+		return r;
+	/* A monitor that was started anew has nothing of the move. */
+	bool has_guest = hv->side == MF_SOURCE ? strcmp(state, "prelaunch") != 0
+					       : strcmp(state, "inmigrate") != 0;
+	if (!has_guest)
+		return base_error(
+			err, -MF_EREFUSED, MF_SCOPE_HOST,
+			"QEMU (pid %d) is in state %s: the guest of this move is not in it",
+			(int)hv->pid, state);
+	hv->is_prepared = true;
+	hv->move = QEMU_MOVE_DONE;
+	/* What was the case before is not known: a guest that was paused by its user runs. */
+	hv->was_running = true;
+	qemu_assume_settings(hv);
+	return 0;
+}
+
 /* ---- back ---- */
 
 /* Waits until QEMU's migration has come to an end of whatever kind. */

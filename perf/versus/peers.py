@@ -87,7 +87,7 @@ class NoFigure(Exception):
 class Contender:
     """
     One program at one task. measure() returns figures by the names that figures.FIGURES has, of which it has those in keys; none
-    where it never said one, which is no failure of ours.
+    where it never said one. A program that is not ours may fail, too: that is tried again, told, and no failure of ours.
     """
 
     ours = False
@@ -103,6 +103,10 @@ class Contender:
                 return self._measure()
             except NoFigure as none:
                 print(f"{self.name}: {none} is no figure", file=sys.stderr, flush=True)
+            except Failed as failed:
+                if self.ours:
+                    raise
+                print(f"{self.name} failed:\n{failed}", file=sys.stderr, flush=True)
         return {}
 
     def _measure(self):

@@ -66,8 +66,9 @@ struct move {
 	enum mf_verify verify;
 	const char *guest; /* after "demo:"; NULL: a small one */
 	uint32_t lanes;
-	uint64_t peer_timeout_ms; /* 0: 30 s */
-	struct relay_rule rule;   /* .body 0 and no hook: no relay */
+	uint64_t peer_timeout_ms;    /* 0: 30 s */
+	uint64_t recover_timeout_ms; /* 0: 60 s */
+	struct relay_rule rule;      /* .body 0 and no hook: no relay */
 	void (*on_phase)(struct side *side, enum mf_phase phase); /* in the session's thread */
 	enum mf_phase phase;                                      /* for on_phase */
 	enum mf_side at;                                          /* likewise */

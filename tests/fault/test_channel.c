@@ -108,6 +108,54 @@ static void done_lost(void **state)
 	move_expect(&m, MOVED);
 }
 
+/* The connection is lost while pages are missing: another one takes its place, and every page comes. */
+static void lost_in_postcopy(void **state)
+{
+	static const struct {
+		Mf__Wire__Control__BodyCase body;
+		enum relay_action action;
+	} cases[] = {
+		{ WIRE_BODY(RUNNING), RELAY_CUT },  { WIRE_BODY(PULL), RELAY_CUT },
+		{ WIRE_BODY(PULL), RELAY_SILENCE }, { WIRE_BODY(PULL), RELAY_GARBAGE },
+		{ WIRE_BODY(DONE), RELAY_CUT },
+	};
+	(void)state;
+	for (unsigned i = 0; i < BASE_ARRAY_LEN(cases); i++) {
+		struct move m;
+		act_at(&m, MF_MODE_POSTCOPY, cases[i].body, cases[i].action);
+		m.guest = "96M,dirty=8M,threads=2";
+		m.peer_timeout_ms = 2000;
+		/* Slow enough that it is not over before. */
+		m.side[1].faults.delay_polls = 20;
+		move_run(&m);
+		assert_true(m.rule_met);
+		/* Without a word from each other the lanes may bring all of it before anybody wonders. */
+		if (cases[i].body == WIRE_BODY(PULL) && cases[i].action != RELAY_SILENCE) {
+			assert_true(SOURCE->report.recoveries >= 1);
+			assert_true(DESTINATION->report.recoveries >= 1);
+		}
+		move_check(&m, MOVED);
+	}
+}
+
+/* Nobody comes back: both sides say so in the end, and how to go on. */
+static void lost_in_postcopy_for_good(void **state)
+{
+	(void)state;
+	struct move m;
+	act_at(&m, MF_MODE_POSTCOPY, WIRE_BODY(PULL), RELAY_CUT);
+	m.guest = "96M,dirty=8M,threads=2";
+	m.side[1].faults.delay_polls = 20;
+	m.peer_timeout_ms = 1000;
+	m.recover_timeout_ms = 1500;
+	m.rule.alone = true;
+	move_run(&m);
+	assert_int_equal(SOURCE->result, -MF_EPAUSED);
+	assert_non_null(strstr(SOURCE->error.msg, "--resume"));
+	assert_non_null(strstr(DESTINATION->error.msg, "--resume"));
+	move_check(&m, PAUSED);
+}
+
 /* Nothing passes any more after the commit: the source does not resume, whatever it thinks. */
 static void in_doubt_for_good(void **state)
 {
@@ -117,6 +165,7 @@ static void in_doubt_for_good(void **state)
 		struct move m;
 		act_at(&m, MF_MODE_PRECOPY, lost[i], RELAY_CUT);
 		m.peer_timeout_ms = 1000;
+		m.recover_timeout_ms = 3000;
 		m.rule.alone = true;
 		move_run(&m);
 		assert_int_equal(SOURCE->report.outcome, MF_OUTCOME_IN_DOUBT);
@@ -406,6 +455,8 @@ int main(void)
 		cmocka_unit_test(running_lost),
 		cmocka_unit_test(done_lost),
 		cmocka_unit_test(the_end_lost),
+		cmocka_unit_test(lost_in_postcopy),
+		cmocka_unit_test(lost_in_postcopy_for_good),
 		cmocka_unit_test(in_doubt_for_good),
 		cmocka_unit_test(a_question_that_nobody_waits_for),
 		cmocka_unit_test(said_twice),

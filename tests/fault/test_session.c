@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -214,8 +215,31 @@ static void all_lanes_lost_in_postcopy(void **state)
 	struct move m;
 	drop(&m, MF_MODE_POSTCOPY, MF_DESTINATION, MF_PHASE_POSTCOPY, TP_FAULTY_ANY_LANE);
 	m.peer_timeout_ms = 1000;
+	m.recover_timeout_ms = 1500;
 	m.guest = "64M,dirty=8M,threads=2";
 	move_expect(&m, PAUSED);
+}
+
+static void end_of_the_trouble(struct side *f, const char *text)
+{
+	if (!strstr(text, "no connection to the source"))
+		return;
+	f->move->phase = MF_PHASE_COUNT; /* once is enough */
+	atomic_store(&f->faults.drop_now, false);
+}
+
+/* The connection is taken down with them, and both come back. */
+static void all_lanes_lost_in_postcopy_for_a_while(void **state)
+{
+	(void)state;
+	struct move m;
+	drop(&m, MF_MODE_POSTCOPY, MF_DESTINATION, MF_PHASE_POSTCOPY, TP_FAULTY_ANY_LANE);
+	m.guest = "64M,dirty=8M,threads=2";
+	m.on_notice = end_of_the_trouble;
+	move_run(&m);
+	assert_int_equal(SOURCE->report.recoveries, 1);
+	assert_int_equal(DESTINATION->report.recoveries, 1);
+	move_check(&m, MOVED);
 }
 
 /* Holds COMMIT back until the destination has lost its urgent lane. */
@@ -390,6 +414,7 @@ int main(void)
 		cmocka_unit_test(a_bulk_lane_lost_in_postcopy),
 		cmocka_unit_test(the_urgent_lane_lost_in_postcopy),
 		cmocka_unit_test(all_lanes_lost_in_postcopy),
+		cmocka_unit_test(all_lanes_lost_in_postcopy_for_a_while),
 		cmocka_unit_test(the_urgent_lane_lost_before_the_commit),
 		cmocka_unit_test(the_urgent_lane_lost_where_none_is_needed),
 		cmocka_unit_test(connections_that_are_refused),

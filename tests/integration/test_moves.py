@@ -114,6 +114,18 @@ class Converging(Move):
         self.assertGreater(report["postcopy"]["faults"], 0)
         self.assertEqual(sum(report["postcopy"]["latency_log2_us"]), report["postcopy"]["faults"])
 
+    def test_safe_postcopy_waits_until_little_is_missing(self):
+        """Also when it is asked for; and what the guest writes last is no exception."""
+        source, destination, send, receive = self.flood("--mode", "hybrid", "--safe-postcopy", "64")
+        send.notice("converge")
+        self.tell("postcopy")
+        send.event("round", n=len([e for e in send.events if e["event"] == "round"]) + 2)
+        self.assertEqual(destination.beats, [])
+        source.ask("p", "PAUSED")
+        self.assert_moved(source, destination, send, receive)
+        pulled = receive.report["postcopy"]
+        self.assertLessEqual(pulled["pulled_pages"] if pulled else 0, 64)
+
     def test_warm_waits_for_the_cutover(self):
         source, destination = self.pair(ram=(Ram(96 * MIB),), guest="hot=4M rate=8M data=32M")
         receive = self.receive(destination)

@@ -247,15 +247,9 @@ static void errors_are_one_sentence_about_one_argument(void **state)
 		  "--tls-peer: names stand in certificates, it goes with --tls-dir" },
 		{ "send a --guest demo:1G --insecure --tls-peer b",
 		  "--tls-peer: names stand in certificates, it goes with --tls-dir" },
-		{ "send a --guest demo:1G --insecure --resume x",
-		  "--resume: this version cannot go on with a move that was cut off; see EXIT "
-		  "STATUS in "
-		  "memferry(1) for what to do" },
 		{ "check a --resume x",
 		  "--resume: check does not take it; it belongs to receive and send" },
-		{ "recover", "recover: this version cannot go on with a move that was cut off; see "
-			     "EXIT STATUS in "
-			     "memferry(1) for what to do" },
+		{ "recover a b", "'b': recover takes only one [SESSION], and 'a' was it" },
 		{ "status a b", "'b': status takes only one [SESSION], and 'a' was it" },
 		{ "cancel --insecure",
 		  "--insecure: cancel does not take it; it belongs to receive, send and check" },
@@ -507,7 +501,8 @@ static void report_has_exactly_the_promised_fields(void **state)
 		"\"pulled_pages\":2,\"latency_us\":{\"p50\":20,\"p90\":30,\"p99\":40,\"p99_9\":50,"
 		"\"max\":60},\"latency_log2_us\":[0,0,0,0,2,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,"
 		"0,0,0,0,"
-		"0,0,0,0]},\"cpu_ms\":{\"user\":100,\"system\":200},\"verify\":{\"pages\":1024,"
+		"0,0,0,0]},\"recoveries\":0,\"cpu_ms\":{\"user\":100,\"system\":200},\"verify\":{"
+		"\"pages\":1024,"
 		"\"mismatches\":0},\"error\":null,\"findings\":[{\"verdict\":\"warn\","
 		"\"subject\":\"memlock\",\"detail\":\"8 MiB\"}]}";
 	base_autofree struct mf_report *r = new_report();

@@ -165,6 +165,26 @@ static void powers_of_two_add_up(void **state)
 	assert_int_equal(log2[31], 1); /* all that is longer */
 }
 
+static void postcopy_waits_until_it_is_safe(void **state)
+{
+	(void)state;
+	struct converge c = { 0 };
+	uint64_t us;
+	struct converge_input in = { .mode = MF_MODE_HYBRID,
+				     .round_us = 1000000,
+				     .round_bytes = 64u << 20,
+				     .dirty_bytes = 64u << 20,
+				     .max_downtime_us = 1000,
+				     .safe_bytes = 8u << 20 };
+	for (unsigned i = 0; i < 40; i++) {
+		in.postcopy = i > 20; /* also when it is asked for */
+		enum converge_verdict verdict = converge_decide(&c, &in, &us);
+		assert_true(verdict == CONVERGE_AGAIN || verdict == CONVERGE_STALLED);
+	}
+	in.dirty_bytes = 8u << 20;
+	assert_int_equal(converge_decide(&c, &in, &us), CONVERGE_POSTCOPY);
+}
+
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
@@ -178,6 +198,7 @@ int main(void)
 		cmocka_unit_test(short_rounds_do_not_change_the_bandwidth),
 		cmocka_unit_test(percentiles_are_right_within_a_sixteenth),
 		cmocka_unit_test(powers_of_two_add_up),
+		cmocka_unit_test(postcopy_waits_until_it_is_safe),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -359,8 +359,10 @@ static void the_state_table_keeps_the_laws(void **state)
 		/* before the commit, every state may end with the guest at the source … */
 		if (from < ENG_COMMITTED)
 			assert_true(eng_state_may_follow((enum eng_state)from, ENG_ABORTED));
-		/* … and only the commit leads to a guest at the destination */
-		if (from != ENG_COMMITTED) {
+		/* … and only the commit leads to a guest at the destination, or to asking about it */
+		if (from < ENG_COMMITTED)
+			assert_false(eng_state_may_follow((enum eng_state)from, ENG_RECOVER));
+		if (from != ENG_COMMITTED && from != ENG_RECOVER) {
 			assert_false(eng_state_may_follow((enum eng_state)from, ENG_POSTCOPY));
 			assert_false(eng_state_may_follow((enum eng_state)from, ENG_FINISHING));
 		}

@@ -65,7 +65,7 @@ enum mf_verify {
 };
 
 /** What a session is doing; it only ever moves down this list, but for a destination that was only checked and
- *  listens again. */
+ *  listens again, and a move that has found its peer again and goes on with post-copy. */
 enum mf_phase {
 	MF_PHASE_IDLE,
 	MF_PHASE_CONNECT,    /**< destination: listening */
@@ -75,6 +75,7 @@ enum mf_phase {
 	MF_PHASE_SWITCHOVER, /**< guest paused: last pass, device state */
 	MF_PHASE_HANDOFF,    /**< commit; the guest resumes at the destination */
 	MF_PHASE_POSTCOPY,   /**< guest running at the destination, pages missing */
+	MF_PHASE_RECOVER,    /**< committed; the connection was lost, and the peer is looked for */
 	MF_PHASE_DONE,
 	MF_PHASE_COUNT,
 };
@@ -83,15 +84,16 @@ enum mf_outcome {
 	MF_OUTCOME_NONE,      /**< still going on */
 	MF_OUTCOME_COMPLETED, /**< the guest runs at the destination, whole */
 	MF_OUTCOME_ABORTED,   /**< the guest runs at the source, unharmed */
-	MF_OUTCOME_PAUSED,    /**< committed; the destination misses pages and has no peer */
-	MF_OUTCOME_IN_DOUBT,  /**< committed; whether the destination runs is not known */
-	MF_OUTCOME_CHECKED,   /**< check_only: nothing was moved */
+	MF_OUTCOME_PAUSED, /**< committed; the destination misses pages and has no peer; can be resumed */
+	MF_OUTCOME_IN_DOUBT, /**< committed; whether the destination runs is not known; can be resumed */
+	MF_OUTCOME_CHECKED, /**< check_only: nothing was moved */
 };
 
 enum mf_request {
-	MF_REQUEST_CANCEL, /**< abort; before the commit only */
+	MF_REQUEST_CANCEL, /**< abort, before the commit; in MF_PHASE_RECOVER: stop looking for the peer */
 	MF_REQUEST_CUTOVER, /**< switch over after this round, whatever the downtime (warm, pre-copy) */
 	MF_REQUEST_POSTCOPY, /**< switch to post-copy after this round */
+	MF_REQUEST_RECOVER,  /**< post-copy: drop the connection and connect anew, at once */
 };
 
 /** One round of pre-copy; the last one runs with the guest paused. */
@@ -193,6 +195,7 @@ struct mf_report {
 	uint64_t cpu_user_ms, cpu_system_ms; /**< of this process while the session ran */
 	bool has_verify;
 	uint64_t verify_pages, verify_mismatches;
+	uint32_t recoveries;   /**< how often the move went on after the connection was lost */
 	struct mf_error error; /**< code 0: none */
 	uint32_t n_findings;   /**< preflight, this side's first */
 	struct mf_finding findings[2 * MF_FINDINGS_MAX];
@@ -226,14 +229,15 @@ struct mf_session_params {
 	size_t size; /**< sizeof(struct mf_session_params) of whoever fills it */
 	enum mf_side side;
 	const char *address; /**< source: where to connect; destination: where to listen; copied */
-	struct mf_adapter guest;     /**< borrowed until mf_session_destroy() */
-	const char *run_dir;         /**< for the hand-off record and the missing-bitmap; copied */
-	enum mf_mode mode;           /**< source decides */
-	enum mf_verify verify;       /**< source decides */
-	const char *transport;       /**< "auto", "tcp", "verbs"; copied */
-	uint32_t lanes;              /**< bulk lanes of each rail; 0: 2 */
-	uint64_t max_downtime_ms;    /**< 0: 300 */
-	uint64_t max_bandwidth;      /**< bytes per second over all bulk lanes; 0: no limit */
+	struct mf_adapter guest;  /**< borrowed until mf_session_destroy() */
+	const char *run_dir;      /**< for the hand-off record and the missing-bitmap; copied */
+	enum mf_mode mode;        /**< source decides */
+	enum mf_verify verify;    /**< source decides */
+	const char *transport;    /**< "auto", "tcp", "verbs"; copied */
+	uint32_t lanes;           /**< bulk lanes of each rail; 0: 2 */
+	uint64_t max_downtime_ms; /**< 0: 300 */
+	uint64_t
+		max_bandwidth; /**< bytes per second over all bulk lanes: rounds (source), post-copy (destination); 0: no limit */
 	uint64_t connect_timeout_ms; /**< 0: 10 s */
 	uint64_t peer_timeout_ms;    /**< silence after which the peer counts as lost; 0: 10 s */
 	uint64_t
@@ -254,12 +258,21 @@ struct mf_session_params {
 				*   the host of its address; destination, any certificate of the CA; copied */
 	const char *
 		psk; /**< file with a pre-shared key of at least 128 bits, in hexadecimal; copied */
+	/** Go on with this session, whose process on this host has died after the hand-off began.  NULL: a new
+	 *  one; only for guests whose adapters can take them over (QEMU); not kept. */
+	const char *resume;
+	/** How long the peer is looked for when the connection is lost after the commit; 0: 300 s. */
+	uint64_t recover_timeout_ms;
+	/** Source: post-copy only when at most so many pages of 4 KiB are missing: what nobody survives, the loss of the
+	 *  source's monitor or host before the last page, is a matter of moments then.  0: whenever it is decided. */
+	uint64_t safe_postcopy_pages;
 };
 
 struct mf_session;
 
 /** Checks the parameters and sets up what needs no peer; the destination listens when run.
- *  -EINVAL, -ENOMEM, or -MF_EUSAGE (address, transport, tracker, security and its files). */
+ *  -EINVAL, -ENOMEM, or -MF_EUSAGE (address, transport, tracker, security and its files, resume: there is nothing to
+ *  go on with). */
 MF_API int mf_session_create(const struct mf_session_params *params,
 			     struct mf_session **ret_session, struct mf_error *err);
 

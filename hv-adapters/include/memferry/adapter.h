@@ -36,6 +36,7 @@
 #ifndef MF_ADAPTER_H
 #define MF_ADAPTER_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -189,6 +190,19 @@ struct mf_adapter_ops {
 	 * was last asked, and forgets it.  Called after the tracker was asked for the same pages.
 	 */
 	void (*take_written)(void *hv, uint32_t region, uint64_t first, uint64_t n, uint64_t *bits);
+
+	/**
+	 * Optional, both or none: for guests that outlive the process that moves them.  After describe() and instead of
+	 * prepare(), when that process has died after the hand-off began: the adapter stands where its table would after
+	 * save_state() at the source (which is about to be committed), or after load_state() at the destination.
+	 * @p ret_runs: whether the guest runs now.  Changes nothing of the guest.
+	 */
+	int (*take_over)(void *hv, bool *ret_runs, struct mf_error *err);
+	/**
+	 * Destination, after take_over(): a duplicate of the userfaultfd that the dead process had open_userfaultfd()
+	 * make, as that function gives it.  The original is closed by close_userfaultfds() from now on.  -ENOENT: there is none.
+	 */
+	int (*find_userfaultfd)(void *hv, int *ret_fd, struct mf_error *err);
 };
 
 /** An open guest: the table and what it works on.  The session copies the table (of older

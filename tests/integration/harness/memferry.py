@@ -9,8 +9,8 @@ from .process import Failed, Process
 class Memferry(Process):
     """Always with --json, unless told otherwise; every host of a test has its own run directory."""
 
-    def __init__(self, name, run_dir, *args, json_output=True):
-        argv = [os.environ["MEMFERRY"], *args]
+    def __init__(self, name, run_dir, *args, json_output=True, within=()):
+        argv = [*within, os.environ["MEMFERRY"], *args]
         if json_output:
             argv.append("--json")
         super().__init__(name, argv, env={"MEMFERRY_RUN_DIR": str(run_dir)})

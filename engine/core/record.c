@@ -1,0 +1,157 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * The hand-off's memory: what is on disk before a message says it.
+ *
+ *   source       committed   recorded, then COMMIT is sent
+ *   destination  ready       recorded, then READY is sent: from here on a commit may come
+ *                aborted     recorded, then queries are answered so
+ *                owner       recorded, then the guest is resumed, then RUNNING is sent
+ *                running     it was resumed: who goes on after a crash leaves it as it is
+ *                complete    every page is here, and the source has not heard of it
+ *
+ * A record is one JSON object in RUN_DIR/SESSION.SIDE.record, written whole or not at all.  Its owner holds the lock of
+ * RUN_DIR/SESSION.SIDE.lock, so that nobody goes on with a move that goes on already.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <time.h>
+
+#include "base/cleanup.h"
+#include "core/engine.h"
+
+#define TEXT_MAX 512
+
+static const char *const names[ENG_RECORD_COUNT] = {
+	[ENG_RECORD_COMMITTED] = "committed", [ENG_RECORD_READY] = "ready",
+	[ENG_RECORD_ABORTED] = "aborted",     [ENG_RECORD_OWNER] = "owner",
+	[ENG_RECORD_RUNNING] = "running",     [ENG_RECORD_COMPLETE] = "complete",
+};
+
+static const char *side_name(const struct mf_session *s)
+{
+	return s->params.side == MF_SOURCE ? "source" : "destination";
+}
+
+static void file_path(const struct mf_session *s, const char *suffix, char *ret, size_t cap)
+{
+	(void)snprintf(ret, cap, "%s/%s.%s.%s", s->run_dir, s->report.session, side_name(s),
+		       suffix);
+}
+
+static int write_synced(const char *path, const char *text)
+{
+	base_autofd fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	if (fd < 0)
+		return -errno;
+	size_t len = strlen(text);
+	ssize_t n = write(fd, text, len);
+	if (n != (ssize_t)len)
+		return n < 0 ? -errno : -ENOSPC;
+	return fsync(fd) ? -errno : 0;
+}
+
+/* -EWOULDBLOCK: somebody else has it. */
+static int lock(struct mf_session *s, int flags)
+{
+	char path[512];
+	if (s->lock_fd >= 0)
+		return 0;
+	file_path(s, "lock", path, sizeof(path));
+	base_autofd fd = open(path, O_RDWR | O_CLOEXEC | flags, 0600);
+	if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB))
+		return -errno;
+	s->lock_fd = base_take_fd(&fd);
+	return 0;
+}
+
+int eng_record_write(struct mf_session *s, enum eng_record what, bool postcopy,
+		     struct mf_error *err)
+{
+	char path[512], temporary[512], text[TEXT_MAX];
+	file_path(s, "record", path, sizeof(path));
+	file_path(s, "record.new", temporary, sizeof(temporary));
+	(void)snprintf(text, sizeof(text),
+		       "{\"version\":2,\"session\":\"%s\",\"side\":\"%s\",\"state\":\"%s\","
+		       "\"postcopy\":%s,\"peer\":\"%s\",\"time\":%lld}\n",
+		       s->report.session, side_name(s), names[what], postcopy ? "true" : "false",
+		       s->peer_name, (long long)time(NULL));
+
+	if (mkdir(s->run_dir, 0700) && errno != EEXIST)
+		return base_error_sys(err, -errno, MF_SCOPE_HOST, "%s: cannot be created",
+				      s->run_dir);
+	int r = lock(s, O_CREAT);
+	if (r == 0)
+		r = write_synced(temporary, text);
+	if (r == 0 && rename(temporary, path))
+		r = -errno;
+	bool renamed = r == 0;
+	if (renamed) {
+		base_autofd dir = open(s->run_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+		/* tmpfs, the usual run directory, has nothing to sync */
+		if (dir < 0 || (fsync(dir) && errno != EINVAL))
+			r = -errno;
+	}
+	if (r < 0) {
+		(void)unlink(temporary);
+		/* A promise that is not kept must not be found later.  What follows it only says more. */
+		if (renamed && (what == ENG_RECORD_COMMITTED || what == ENG_RECORD_OWNER))
+			(void)unlink(path);
+		return base_error_sys(
+			err, r, MF_SCOPE_HOST,
+			"%s: the hand-off record cannot be written; nothing is committed", path);
+	}
+	return 0;
+}
+
+int eng_record_read(struct mf_session *s, struct eng_record_entry *ret, struct mf_error *err)
+{
+	char path[512], text[TEXT_MAX], session[MF_SESSION_NAME_MAX], side[16], state[16],
+		postcopy[8];
+	file_path(s, "record", path, sizeof(path));
+	int r = lock(s, 0);
+	if (r == -EWOULDBLOCK)
+		return base_error(err, -MF_EUSAGE, MF_SCOPE_HOST,
+				  "session %s goes on already, in another process of this host",
+				  s->report.session);
+	base_autofd fd = r < 0 ? -1 : open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return base_error(err, -MF_EUSAGE, MF_SCOPE_HOST,
+				  "session %s: nothing to go on with: %s has no record of it as "
+				  "this move's %s",
+				  s->report.session, s->run_dir, side_name(s));
+	ssize_t n = read(fd, text, sizeof(text) - 1);
+	text[n > 0 ? n : 0] = '\0';
+	*ret = (struct eng_record_entry){ .what = ENG_RECORD_COUNT };
+	if (sscanf(text,
+		   "{\"version\":2,\"session\":\"%39[0-9a-f]\",\"side\":\"%15[a-z]\",\"state\":\"%"
+		   "15[a-z]\","
+		   "\"postcopy\":%7[a-z],",
+		   session, side, state, postcopy) == 4 &&
+	    !strcmp(session, s->report.session) && !strcmp(side, side_name(s))) {
+		for (int i = 0; i < ENG_RECORD_COUNT; i++) {
+			if (!strcmp(state, names[i]))
+				ret->what = (enum eng_record)i;
+		}
+		ret->postcopy = !strcmp(postcopy, "true");
+	}
+	if (ret->what == ENG_RECORD_COUNT)
+		return base_error(err, -EBADMSG, MF_SCOPE_HOST,
+				  "%s: not a record that this version has written", path);
+	return 0;
+}
+
+void eng_record_remove(struct mf_session *s)
+{
+	char path[512];
+	if (s->lock_fd < 0)
+		return;
+	file_path(s, "record", path, sizeof(path));
+	(void)unlink(path);
+	file_path(s, "lock", path, sizeof(path));
+	(void)unlink(path);
+	base_closep(&s->lock_fd);
+}

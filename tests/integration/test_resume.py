@@ -1,0 +1,205 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: BSD-2-Clause
+"""
+After the commit a crash of memferry is no crash of the guest: either process, or both, killed again and again at random
+moments of post-copy, and a link that is cut; --resume, or the processes by themselves, go on, and the guest ends whole.
+
+MEMFERRY_TEST_KILLS: how many kills in all (8); MEMFERRY_TEST_SEED: of the moments, said at the start.
+"""
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+from harness import Case, Ram, main, timeout
+from harness.network import Link
+from harness.qemu import MIB
+
+# What is missing takes ten seconds and more: the guest's data at the destination's limit.
+GUEST = {"ram": (Ram(96 * MIB),), "guest": "hot=8M rate=16M data=64M"}
+SLOW = "--max-bandwidth", "6M"
+ALERT = "--peer-timeout", "2000", "--connect-timeout", "2000"
+KILLS = int(os.environ.get("MEMFERRY_TEST_KILLS", "8"))
+SEED = int(os.environ.get("MEMFERRY_TEST_SEED", random.randrange(1 << 32)))
+KILLS_A_MOVE = 4
+WHOM = ("send",), ("receive",), ("send", "receive"), ("receive", "send")
+
+
+class Resume(Case):
+    def start(self, *args):
+        """A move in post-copy whose guest runs at the destination."""
+        self.source, self.destination = self.pair(**GUEST)
+        self.receiver = self.receive(self.destination, *SLOW, *ALERT)
+        self.address = self.receiver.address()
+        self.sender = self.send(self.address, self.source, "--mode", "postcopy", *ALERT, *args)
+        self.receiver.event("running")
+        self.sender.event("phase", phase="postcopy")
+        self.session = self.tell_session()
+
+    def tell_session(self):
+        status = self.memferry("status", "status", run=self.destination_run)
+        self.assertEqual(status.wait(), 0)
+        return next(e["session"] for e in status.events if e["event"] == "status")
+
+    def resume_send(self):
+        self.sender = self.send(self.address, self.source, *ALERT, "--resume", self.session)
+        return self.sender
+
+    def resume_receive(self, *args):
+        self.receiver = self.memferry("receive", "receive", "--listen", self.address, "--guest",
+                                      f"qemu:{self.destination.qmp_path}", "--insecure", *SLOW, *ALERT, "--resume",
+                                      self.session, *args, run=self.destination_run)
+        return self.receiver
+
+    def end(self, process):
+        process.signal(signal.SIGKILL)
+        process.wait()
+
+    def assert_whole(self):
+        self.assertEqual((self.sender.wait(), self.receiver.wait()), (0, 0),
+                         self.sender.transcript() + self.receiver.transcript())
+        for side in self.sender, self.receiver:
+            self.assertEqual(side.report["outcome"], "completed", side.transcript())
+        self.assert_guest_moved(self.source, self.destination)
+        for run in self.source_run, self.destination_run:
+            self.tell("status", run=run)  # takes away the sockets of who was killed
+            self.assertEqual([p.name for p in run.iterdir()], [], "left in the run directory")
+
+    def kill_at_random(self, dice, kills):
+        self.start()
+        done = 0
+        while done < kills:
+            time.sleep(dice.uniform(0, 0.8))
+            whom = dice.choice(WHOM)
+            for name in whom:
+                self.end(self.sender if name == "send" else self.receiver)
+            if not self.is_unfinished():
+                break
+            for name in dice.sample(whom, len(whom)):
+                (self.resume_send if name == "send" else self.resume_receive)()
+            done += 1
+        self.finish()
+        return done
+
+    def is_unfinished(self):
+        """Both sides have something to go on with: a side that was killed at the very end may have had none."""
+        return all(list(run.glob("*.record")) for run in (self.source_run, self.destination_run))
+
+    def finish(self):
+        """The end of a move whose last kill may have come when one side had just ended in order."""
+        if self.sender.wait() == 0 and self.receiver.wait() == 0:
+            self.assert_whole()
+            return
+        self.assert_guest_moved(self.source, self.destination)
+
+    def test_killed_at_random_moments(self):
+        print(f"MEMFERRY_TEST_SEED={SEED}", flush=True)
+        dice = random.Random(SEED)
+        done = 0
+        while done < KILLS:
+            done += self.kill_at_random(dice, min(KILLS_A_MOVE, KILLS - done))
+            self.kill_all()
+        print(f"{done} kills", flush=True)
+
+    def test_connected_anew_when_told(self):
+        self.start()
+        self.tell("recover")
+        self.sender.notice("connected to")
+        self.tell("recover", run=self.destination_run)
+        self.assert_whole()
+        self.assertGreaterEqual(self.sender.report["recoveries"], 2)
+
+    def test_paused_says_how_to_go_on(self):
+        self.start("--recover-timeout", "1500")
+        self.end(self.receiver)
+        self.assertEqual(self.sender.wait(), 4, self.sender.transcript())
+        self.assertEqual(self.sender.report["outcome"], "paused")
+        self.assertIn(f"--resume {self.session}", self.assert_one_sentence(self.sender))
+        self.resume_receive()
+        self.resume_send()
+        self.assert_whole()
+
+    def test_a_search_can_be_ended(self):
+        self.start()
+        self.end(self.receiver)
+        self.sender.event("phase", phase="recover")
+        self.tell("cancel")
+        self.assertEqual(self.sender.wait(), 4, self.sender.transcript())
+        self.resume_send()
+        self.resume_receive()
+        self.assert_whole()
+
+    def test_two_cannot_go_on_with_one_move(self):
+        """The first one's lock tells, where QEMU's monitor, which serves one client at a time, has not told before."""
+        self.start()
+        second = self.send(self.address, self.source, "--resume", self.session)
+        self.assertNotEqual(second.wait(), 0, second.transcript())
+        self.assertRegex(self.assert_one_sentence(second), "goes on already|another client is connected")
+        self.assert_whole()
+
+    def test_nothing_to_go_on_with(self):
+        source = self.qemu("source", **GUEST).ready()
+        send = self.send("127.0.0.1:1", source, "--resume", "0123456789abcdef")
+        self.assertEqual(send.wait(), 2, send.transcript())
+        self.assertIn("0123456789abcdef", self.assert_one_sentence(send))
+        self.assert_unharmed(source)
+
+    def test_source_is_not_resumed_while_in_doubt(self):
+        """COMMIT was said and the answer lost with the process: who asks again finds the guest at the destination."""
+        self.start()
+        self.end(self.sender)
+        self.assertEqual(self.source.status(), "postmigrate")
+        self.resume_send()
+        self.assert_whole()
+
+    def test_destination_killed_before_it_was_the_owner(self):
+        """Its record says that it was ready, so the source may have committed: it must not run the guest, and says so."""
+        self.source, self.destination = self.pair(**GUEST)
+        self.receiver = self.receive(self.destination, *ALERT)
+        self.address = self.receiver.address()
+        self.sender = self.send(self.address, self.source, "--mode", "precopy", "--max-bandwidth", "24M", *ALERT)
+        self.sender.event("phase", phase="precopy")
+        self.session = self.tell_session()
+        # Its source stands still when the destination is ready, and goes on after it has died.
+        self.receiver.event("phase", phase="switchover")
+        self.sender.signal(signal.SIGSTOP)
+        record = self.destination_run / f"{self.session}.destination.record"
+        deadline = time.monotonic() + timeout(10)
+        while not record.exists() and time.monotonic() < deadline and self.receiver.is_alive():
+            time.sleep(0.001)
+        was_ready = record.exists() and json.loads(record.read_text())["state"] == "ready"
+        self.end(self.receiver)
+        self.sender.signal(signal.SIGCONT)
+        if was_ready:
+            receive = self.resume_receive()
+            receive.address()
+        self.assert_aborted(self.sender)
+        self.assert_unharmed(self.source)
+        self.assertEqual(self.destination.beats, [], "the guest ran at the destination, too")
+        if was_ready:
+            self.assertEqual(receive.wait(), 1, receive.transcript())
+            self.assertEqual(receive.report["outcome"], "aborted")
+
+    def test_cut_link(self):
+        """Longer than both sides take for a lost peer; nobody has to do anything."""
+        link = Link(self)
+        self.source, self.destination = self.pair(**GUEST)
+        self.receiver = self.keep(link.memferry(
+            1, "receive", self.destination_run, "receive", "--listen", f"{link.address(1)}:0", "--guest",
+            f"qemu:{self.destination.qmp_path}", "--insecure", *SLOW, *ALERT))
+        self.sender = self.keep(link.memferry(
+            0, "send", self.source_run, "send", self.receiver.address(), "--guest", f"qemu:{self.source.qmp_path}",
+            "--insecure", "--mode", "postcopy", *ALERT))
+        self.sender.event("phase", phase="postcopy")
+        link.set("down")
+        self.sender.event("phase", phase="recover")
+        self.receiver.event("phase", phase="recover")
+        link.set("up")
+        self.assert_whole()
+        self.assertGreaterEqual(self.receiver.report["recoveries"], 1)
+
+
+if __name__ == "__main__":
+    main()
