@@ -426,6 +426,30 @@ static void a_secured_commit_lost(void **state)
 	move_expect(&m, STAYED);
 }
 
+static void cut_in_postcopy(struct side *f, enum mf_phase phase)
+{
+	if (f->which != MF_DESTINATION || phase != f->move->phase)
+		return;
+	f->move->phase = MF_PHASE_COUNT; /* once is enough */
+	move_cut_channel(f);
+}
+
+/* The connection that takes the place of the old one is secured as well. */
+static void a_secured_connection_lost_in_postcopy(void **state)
+{
+	(void)state;
+	struct move m;
+	secure(&m, MF_MODE_POSTCOPY);
+	m.guest = "96M,dirty=8M,threads=2";
+	m.side[1].faults.delay_polls = 20;
+	m.phase = MF_PHASE_POSTCOPY;
+	m.on_phase = cut_in_postcopy;
+	move_run(&m);
+	assert_int_equal(SOURCE->report.recoveries, 1);
+	assert_int_equal(DESTINATION->report.recoveries, 1);
+	move_check(&m, MOVED);
+}
+
 static void a_secured_running_lost(void **state)
 {
 	(void)state;
@@ -470,6 +494,7 @@ int main(void)
 		cmocka_unit_test(strangers_at_a_secured_destination),
 		cmocka_unit_test(a_secured_commit_lost),
 		cmocka_unit_test(a_secured_running_lost),
+		cmocka_unit_test(a_secured_connection_lost_in_postcopy),
 		cmocka_unit_test(another_key),
 	};
 	if (getenv("ONLY"))
