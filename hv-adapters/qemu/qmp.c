@@ -19,6 +19,7 @@ enum {
 	READ_CHUNK = 64 << 10,
 	MESSAGE_MAX = 64 << 20, /* a listing of a big machine's memory tree is under 1 MiB */
 	EVENTS_KEPT = 64,
+	EVENT_AGE_S = 10,
 };
 
 struct qmp {
@@ -74,9 +75,11 @@ static uint64_t event_time(const json_t *event)
 	uint64_t now = base_now_us();
 	struct timespec t;
 	clock_gettime(CLOCK_REALTIME, &t);
-	int64_t age = ((int64_t)t.tv_sec - s) * 1000000 + t.tv_nsec / 1000 - us;
 	/* A wall clock that was set in between must not put the event anywhere strange. */
-	if (s <= 0 || age < 0 || age > 10000000)
+	if (s < t.tv_sec - EVENT_AGE_S || s > t.tv_sec || us < 0 || us >= 1000000)
+		return now;
+	int64_t age = (t.tv_sec - s) * 1000000 + t.tv_nsec / 1000 - us;
+	if (age < 0 || (uint64_t)age > now)
 		return now;
 	return now - (uint64_t)age;
 }
