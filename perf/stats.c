@@ -86,9 +86,17 @@ json_t *perf_stats_json(const struct perf_stats *stats)
 	return o;
 }
 
+/* It may be another host's word: what no count can be is 0, too. */
+static size_t parse_count(const json_t *object)
+{
+	double n = perf_number(object, "n");
+
+	return n >= 0 && n < 1e15 ? (size_t)n : 0;
+}
+
 void perf_stats_parse(const json_t *object, struct perf_stats *ret)
 {
-	*ret = (struct perf_stats){ .n = (size_t)perf_number(object, "n"),
+	*ret = (struct perf_stats){ .n = parse_count(object),
 				    .min = perf_number(object, "min"),
 				    .max = perf_number(object, "max"),
 				    .mean = perf_number(object, "mean"),
