@@ -9,7 +9,7 @@
 
 static bool parse(const char *line, struct base_mapping *ret)
 {
-	char perms[5];
+	char perms[5] = "";
 	if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %4s %" SCNx64 " %x:%x %" SCNu64, &ret->start,
 		   &ret->end, perms, &ret->offset, &ret->dev_major, &ret->dev_minor,
 		   &ret->inode) != 7)

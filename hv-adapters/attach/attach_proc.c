@@ -334,7 +334,7 @@ int attach_proc_find_insn(pid_t tid, int mem, uint64_t *ret_insn)
 		base_cleanup(base_fclosep) FILE *maps = fopen(path, "re");
 		while (maps && fgets(line, sizeof(line), maps)) {
 			uint64_t from, to;
-			char prot[8];
+			char prot[8] = "";
 			has_memory = true;
 			if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %7s", &from, &to, prot) != 3 ||
 			    prot[0] != 'r' || prot[2] != 'x')

@@ -181,7 +181,7 @@ bool qemu_parse_gpa2hva(const char *text, const char *id, uint64_t *ret_hva)
 
 bool qemu_parse_mapping(const char *line, struct qemu_mapping *ret)
 {
-	char perms[5];
+	char perms[5] = "";
 	int at = 0;
 	struct qemu_mapping m = { 0 };
 	if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %4s %" SCNx64 " %x:%x %" SCNu64 "%n", &m.start,
