@@ -92,7 +92,8 @@ static int refuse_traced(pid_t pid, pid_t tracer, struct mf_error *err)
 
 int attach_proc_explain_refusal(pid_t pid, pid_t tid, struct mf_error *err)
 {
-	struct attach_status st;
+	/* Nothing is known of one that is just ending, or hidden from us. */
+	struct attach_status st = { .uid = geteuid() };
 	char text[32];
 	long yama = -1;
 
