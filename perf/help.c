@@ -22,10 +22,10 @@ static const char *option_range(const struct perf_option *option, char *buf, siz
 
 void perf_print_usage(FILE *to)
 {
-	fputs("usage: memferry-perf TEST [HOST[:PORT]] [OPTION]...\n", to);
+	(void)fputs("usage: memferry-perf TEST [HOST[:PORT]] [OPTION]...\n", to);
 	for (unsigned v = 0; v < PERF_VERB_COUNT; v++)
 		fprintf(to, "  %-9s %s\n", perf_verbs[v].name, perf_verbs[v].help);
-	fputs("memferry-perf TEST --help explains one of them\n", to);
+	(void)fputs("memferry-perf TEST --help explains one of them\n", to);
 }
 
 static void print_option(FILE *to, const struct perf_option *option)
@@ -49,12 +49,12 @@ void perf_print_help(FILE *to, enum perf_verb verb)
 
 	fprintf(to, "usage: memferry-perf %s%s%s [OPTION]...\n%s\n", info->name,
 		info->operand[0] ? " " : "", info->operand, info->help);
-	fputs("\noptions (sizes and rates take K, M, G and T, powers of 1024):\n", to);
+	(void)fputs("\noptions (sizes and rates take K, M, G and T, powers of 1024):\n", to);
 	for (size_t i = 0; i < perf_n_options; i++) {
 		if (perf_option_table[i].verbs & 1u << verb)
 			print_option(to, &perf_option_table[i]);
 	}
-	fputs("\nmemferry-perf(1) has the rest: tables, JSON, exit status, examples\n", to);
+	(void)fputs("\nmemferry-perf(1) has the rest: tables, JSON, exit status, examples\n", to);
 }
 
 void perf_print_man_options(FILE *to)
@@ -63,18 +63,18 @@ void perf_print_man_options(FILE *to)
 		const struct perf_option *option = &perf_option_table[i];
 		char range[80];
 
-		fputs(".TP\n", to);
+		(void)fputs(".TP\n", to);
 		if (option->letter)
 			fprintf(to, "\\fB\\-%c\\fR, ", option->letter);
-		fputs("\\fB\\-\\-", to);
+		(void)fputs("\\fB\\-\\-", to);
 		cli_print_roff(to, option->name);
-		fputs("\\fR", to);
+		(void)fputs("\\fR", to);
 		if (option->arg) {
-			fputs(" \\fI", to);
+			(void)fputs(" \\fI", to);
 			cli_print_roff(to, option->arg);
-			fputs("\\fR", to);
+			(void)fputs("\\fR", to);
 		}
-		fputc('\n', to);
+		(void)fputc('\n', to);
 		cli_print_roff(to, option->help);
 		(void)option_range(option, range, sizeof(range));
 		fprintf(to, "%s%s%s\n.br\nWith", range[0] ? " (" : "", range, range[0] ? ")" : "");
@@ -82,6 +82,6 @@ void perf_print_man_options(FILE *to)
 			if (option->verbs & 1u << v)
 				fprintf(to, " %s", perf_verbs[v].name);
 		}
-		fputs(".\n", to);
+		(void)fputs(".\n", to);
 	}
 }

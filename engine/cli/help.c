@@ -10,7 +10,7 @@
 void cli_print_wrapped(FILE *to, size_t at, const char *text)
 {
 	if (at + 2 > HELP_COLUMN) {
-		fputc('\n', to);
+		(void)fputc('\n', to);
 		at = 0;
 	}
 	fprintf(to, "%*s", (int)(HELP_COLUMN - at), "");
@@ -24,7 +24,7 @@ void cli_print_wrapped(FILE *to, size_t at, const char *text)
 		at += (size_t)fprintf(to, "%s%.*s", at > HELP_COLUMN ? " " : "", (int)len, text);
 		text += len + (text[len] == ' ');
 	}
-	fputc('\n', to);
+	(void)fputc('\n', to);
 }
 
 static void print_synopsis(FILE *to, enum cli_verb verb)
@@ -41,10 +41,10 @@ static void print_synopsis(FILE *to, enum cli_verb verb)
 
 void cli_print_usage(FILE *to)
 {
-	fputs("usage: memferry VERB [OPTION]...\n", to);
+	(void)fputs("usage: memferry VERB [OPTION]...\n", to);
 	for (unsigned v = 0; v < CLI_VERB_COUNT; v++)
 		fprintf(to, "  %-9s %s\n", cli_verbs[v].name, cli_verbs[v].help);
-	fputs("memferry VERB --help explains one of them\n", to);
+	(void)fputs("memferry VERB --help explains one of them\n", to);
 }
 
 static void print_option(FILE *to, const struct cli_option *option)
@@ -63,27 +63,29 @@ void cli_print_help(FILE *to, enum cli_verb verb)
 {
 	bool any = false;
 
-	fputs("usage: ", to);
+	(void)fputs("usage: ", to);
 	print_synopsis(to, verb);
 	fprintf(to, "%s\n", cli_verbs[verb].help);
 	for (size_t i = 0; i < cli_n_options; i++) {
 		if (!(cli_option_table[i].verbs & 1u << verb))
 			continue;
 		if (!any)
-			fputs("\noptions (sizes and rates take K, M, G and T, powers of 1024):\n",
-			      to);
+			(void)fputs(
+				"\noptions (sizes and rates take K, M, G and T, powers of 1024):\n",
+				to);
 		any = true;
 		print_option(to, &cli_option_table[i]);
 	}
-	fputs(any ? "\nmemferry(1) has the rest: guests, exit status, JSON, examples\n" : "", to);
+	(void)fputs(any ? "\nmemferry(1) has the rest: guests, exit status, JSON, examples\n" : "",
+		    to);
 }
 
 void cli_print_roff(FILE *to, const char *text)
 {
 	for (; *text; text++) {
 		if (*text == '-')
-			fputc('\\', to);
-		fputc(*text, to);
+			(void)fputc('\\', to);
+		(void)fputc(*text, to);
 	}
 }
 
@@ -93,15 +95,15 @@ void cli_print_man_options(FILE *to)
 		const struct cli_option *option = &cli_option_table[i];
 		char range[80];
 
-		fputs(".TP\n\\fB\\-\\-", to);
+		(void)fputs(".TP\n\\fB\\-\\-", to);
 		cli_print_roff(to, option->name);
-		fputs("\\fR", to);
+		(void)fputs("\\fR", to);
 		if (option->arg) {
-			fputs(" \\fI", to);
+			(void)fputs(" \\fI", to);
 			cli_print_roff(to, option->arg);
-			fputs("\\fR", to);
+			(void)fputs("\\fR", to);
 		}
-		fputc('\n', to);
+		(void)fputc('\n', to);
 		cli_print_roff(to, option->help);
 		(void)cli_option_range(option, range, sizeof(range));
 		fprintf(to, "%s%s%s\n.br\nWith", range[0] ? " (" : "", range, range[0] ? ")" : "");
@@ -109,6 +111,6 @@ void cli_print_man_options(FILE *to)
 			if (option->verbs & 1u << v)
 				fprintf(to, " %s", cli_verbs[v].name);
 		}
-		fputs(".\n", to);
+		(void)fputs(".\n", to);
 	}
 }

@@ -120,7 +120,7 @@ static void print_postcopy(FILE *to, const struct mf_report *r)
 	if (p->faults)
 		fprintf(to, " (p50 %" PRIu64 " us, p99 %" PRIu64 " us, longest %" PRIu64 " us)",
 			p->latency_us.p50, p->latency_us.p99, p->latency_us.max);
-	fputc('\n', to);
+	(void)fputc('\n', to);
 }
 
 /* What each rail carried, where there is more to say than how much in all. */

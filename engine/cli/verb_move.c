@@ -167,10 +167,10 @@ int cli_verb_move(const struct cli_options *o)
 
 	move.side = o->verb == CLI_RECEIVE ? MF_DESTINATION : MF_SOURCE;
 	if (o->insecure)
-		fputs("memferry: the control channel is plain (--insecure): it is neither "
-		      "encrypted nor "
-		      "authenticated\n",
-		      stderr);
+		(void)fputs("memferry: the control channel is plain (--insecure): it is neither "
+			    "encrypted nor "
+			    "authenticated\n",
+			    stderr);
 	int r = open_all(&move, &err);
 	if (!r) {
 		/* What it returns is in the report, too. */

@@ -60,7 +60,7 @@ static long meminfo(const char *field)
 			value = strtol(line + strlen(field), NULL, 10);
 	}
 	if (f)
-		fclose(f);
+		(void)fclose(f);
 	return value;
 }
 
@@ -414,6 +414,6 @@ bool guest_has_vmflag(const struct guest *g, const char *flag)
 		else if (is_inside && !strncmp(line, "VmFlags:", 8) && strstr(line, word))
 			found = true;
 	}
-	fclose(f);
+	(void)fclose(f);
 	return found;
 }

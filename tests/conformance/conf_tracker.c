@@ -488,7 +488,7 @@ static void d7_a_stopped_owner_stops_nobody(void **state)
 		struct mf_error err = { 0 };
 		if (trk_open(v->ops, &params, &b.trk, &err) < 0 || trk_start(b.trk, &err) < 0)
 			_exit(1);
-		raise(SIGSTOP);
+		(void)raise(SIGSTOP);
 		_exit(0);
 	}
 	int status;
@@ -822,7 +822,7 @@ static void a_debugger_is_named(void **state)
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		if (ptrace(PTRACE_SEIZE, b.g.pid, NULL, NULL))
 			_exit(1);
-		raise(SIGSTOP);
+		(void)raise(SIGSTOP);
 		_exit(0);
 	}
 	int status;

@@ -211,7 +211,7 @@ static bool may_slip(const struct bench *b)
 	if (f && fread(&word, 1, 1, f) != 1)
 		word = 'N';
 	if (f)
-		fclose(f);
+		(void)fclose(f);
 	return word == 'Y' && !strcmp(b->trk->ops->name, "kvmlog");
 }
 

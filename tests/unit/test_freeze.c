@@ -346,7 +346,7 @@ static void a_debugger(void **state)
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		if (ptrace(PTRACE_SEIZE, fx.pid, NULL, NULL))
 			_exit(1);
-		raise(SIGSTOP);
+		(void)raise(SIGSTOP);
 		_exit(0);
 	}
 	int status;
