@@ -126,7 +126,7 @@ static void write_lines(FILE *to, const struct plot_list *list, const struct lin
 			      "%s$%s%u using %s with %s linewidth 2 dashtype %u linecolor rgb '%s' "
 			      "pointtype %u pointsize 0.7 %s",
 			      s ? ", " : separator, line->prefix, s, line->columns, line->style,
-			      line->dash, plot_colour(s), s % 2 ? 5 : 7,
+			      line->dash, plot_colour(s), s % 2 ? 5u : 7u,
 			      line->in_key ? "title " : "notitle");
 		if (line->in_key)
 			plot_quote(to, list->at[s].name);

@@ -201,7 +201,7 @@ static void start_panels(FILE *to, const json_t *doc, uint32_t n, uint32_t all)
 	(void)snprintf(command, sizeof(command),
 		       "set multiplot layout 2,%u margins screen 0.07, 0.97, 0.19, 0.86 spacing "
 		       "screen 0.08, 0.19 title",
-		       n > 2 ? 2 : 1);
+		       n > 2 ? 2u : 1u);
 	plot_title(to, doc, command, title);
 }
 

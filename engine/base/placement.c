@@ -169,7 +169,7 @@ void base_place_lanes(const struct base_place *place, const int *node, unsigned 
 	for (unsigned i = 0; i < n; i++) {
 		unsigned before = 0, lanes = 0;
 		for (unsigned k = 0; k < n; k++) {
-			before += node[k] == node[i] && k < i;
+			before += k < i && node[k] == node[i];
 			lanes += node[k] == node[i];
 		}
 		unsigned cores = take_cores(place, node[i], 0, UINT_MAX, &ret_cpus[i]);

@@ -183,9 +183,8 @@ static int fill(const struct writeprotect *t, const struct trk_range *r, uint64_
 		} else if (errno == ENOENT && end - addr > r->page_size) {
 			end = addr +
 			      r->page_size; /* two mappings: the page asked for is the first */
-		} else if (errno != EAGAIN && errno != EINTR && errno != ENOMEM) {
-			return -errno;
-		} else if (base_now_us() >= deadline_us) {
+		} else if ((errno != EAGAIN && errno != EINTR && errno != ENOMEM) ||
+			   base_now_us() >= deadline_us) {
 			return -errno;
 		} else {
 			(void)sched_yield();
