@@ -162,6 +162,7 @@ static int serve(const struct perf_options *o, int listen_fd, struct mf_error *e
 	if (!ret) {
 		ret = accept_clients(&c, listen_fd, c.wake_fd, &ender.over, o->once, err);
 		if (!atomic_load(&ender.over))
+			/* NOLINTNEXTLINE(bugprone-bad-signal-to-kill-thread, cert-pos44-c): it waits for it */
 			(void)pthread_kill(thread, SIGTERM);
 		(void)pthread_join(thread, NULL);
 	}

@@ -10,11 +10,13 @@ static uint64_t mask(uint64_t from, uint64_t to)
 }
 
 /* Walks [first, first + n) word by word: W is the index, M the bits of it that are meant. */
+/* NOLINTBEGIN(bugprone-macro-parentheses): they are names */
 #define FOR_EACH_WORD(first, n, W, M)                                                    \
 	for (uint64_t at_ = (first), end_ = (first) + (n), W, M, to_;                    \
 	     at_ < end_ && (W = at_ / 64, to_ = end_ - W * 64 < 64 ? end_ - W * 64 : 64, \
 			   M = mask(at_ % 64, to_), true);                               \
 	     at_ = W * 64 + to_)
+/* NOLINTEND(bugprone-macro-parentheses) */
 
 void bitmap_set(uint64_t *map, uint64_t first, uint64_t n)
 {

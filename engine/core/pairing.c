@@ -98,6 +98,7 @@ int eng_rails_offer_paths(struct mf_session *s, Mf__Wire__Describe *d, struct mf
 {
 	bool demanded = is_demanded(s->transport);
 	d->transports = calloc(8, sizeof(*d->transports));
+	/* NOLINTNEXTLINE(bugprone-sizeof-expression): an array of pointers */
 	d->paths = calloc(PATHS_MAX, sizeof(*d->paths));
 	if (!d->transports || !d->paths)
 		return base_error(err, -ENOMEM, MF_SCOPE_HOST, "out of memory");

@@ -201,6 +201,7 @@ int eng_register_start(struct eng_rail *rail, uint32_t exposes, struct mf_error 
 	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
 	uint32_t n = cpus > 1 ? (uint32_t)cpus : 1;
 	assert(!rail->mr);
+	/* NOLINTNEXTLINE(bugprone-sizeof-expression): an array of pointers */
 	rail->mr = calloc(rail->pieces.total, sizeof(*rail->mr));
 	rail->done = calloc(rail->pieces.total, 1);
 	if (!rail->mr || !rail->done)

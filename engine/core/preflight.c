@@ -242,6 +242,7 @@ static void compare_region(struct mf_session *s, const Mf__Wire__Region *theirs,
 			    ours->name, theirs->gpa, ours->gpa);
 }
 
+/* NOLINTNEXTLINE(misc-redundant-expression): so it is to stay */
 _Static_assert(MF_NEEDS_MAX <= WIRE_NEEDS_MAX, "what an adapter may say must fit");
 
 static void check_needs(struct mf_session *s, const Mf__Wire__Guest *peer)

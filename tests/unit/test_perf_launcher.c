@@ -166,6 +166,7 @@ static void open_mpi_4_tells_where_mpirun_is(void **state)
 	struct perf_launch launch =
 		launch_of(ENV("OMPI_COMM_WORLD_RANK=1", "OMPI_COMM_WORLD_SIZE=4",
 			      "OMPI_COMM_WORLD_LOCAL_SIZE=1", "PMIX_NAMESPACE=1792147457",
+			      /* NOLINTNEXTLINE(bugprone-suspicious-missing-comma): one word */
 			      "OMPI_MCA_orte_hnp_uri=1792147456.0;tcp://"
 			      "10.1.0.1,192.0.2.1:36541;tcp6://[::1]:5"),
 			  NULL);
