@@ -3,7 +3,8 @@
 #
 # ./test.sh [--quick]: builds memferry and runs every test, on Debian 12 or 13.
 #
-#   release   optimised: everything, with two processes and real guests
+#   release   optimised: everything, with two processes and real guests; valgrind's memcheck over the
+#             pure parts
 #   dev       address and undefined-behaviour sanitizers: unit, conformance, fault, checks
 #   tsan      thread sanitizer: unit, conformance
 #   clang     built by clang: unit, conformance
@@ -42,7 +43,7 @@ esac
 . tests/support/packages.sh # `needed` is what the other Debian's root gets as well
 check_packages=(g++ git)
 [ "$VERSION_CODENAME" = bookworm ] && check_packages+=(clang-format)
-full_packages=(clang debootstrap busybox-static cpio xz-utils # the last three for tests/vm
+full_packages=(clang valgrind debootstrap busybox-static cpio xz-utils # the last three for tests/vm
 	iperf3 libfabric-bin perftest                          # perf/versus
 	slurmctld slurmd slurm-client munge openmpi-bin)       # launchers for memferry-perf mesh
 

@@ -23,6 +23,17 @@ function(mf_test name)
   endif()
 endfunction()
 
+# mf_memcheck(TEST PROGRAM [ARGS...]): a test's program once more, under valgrind.  For what is pure: no threads that race
+# against deadlines, no calls that valgrind does not know.
+function(mf_memcheck name program)
+  if(MF_SANITIZE) # one or the other
+    return()
+  endif()
+  add_test(NAME memcheck_${name}
+    COMMAND ${PROJECT_SOURCE_DIR}/tests/support/memcheck.sh $<TARGET_FILE:${program}> ${ARGN})
+  mf_test_properties(memcheck_${name} memcheck 240)
+endfunction()
+
 # What every test shares, programs and scripts alike; for those that add_test() made.
 function(mf_test_properties name label timeout)
   if(NOT timeout)
