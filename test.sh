@@ -4,7 +4,7 @@
 # ./test.sh [--quick]: builds memferry and runs every test, on Debian 12 or 13.
 #
 #   release   optimised: everything, with two processes and real guests; valgrind's memcheck over the
-#             pure parts
+#             pure parts, clang-tidy and cppcheck over all of it (Debian 12's versions)
 #   dev       address and undefined-behaviour sanitizers: unit, conformance, fault, checks
 #   tsan      thread sanitizer: unit, conformance
 #   clang     built by clang: unit, conformance
@@ -46,6 +46,7 @@ check_packages=(g++ git)
 full_packages=(clang valgrind debootstrap busybox-static cpio xz-utils # the last three for tests/vm
 	iperf3 libfabric-bin perftest                          # perf/versus
 	slurmctld slurmd slurm-client munge openmpi-bin)       # launchers for memferry-perf mesh
+[ "$VERSION_CODENAME" = bookworm ] && full_packages+=(clang-tidy cppcheck)
 
 mkdir -p build
 tally=$PWD/build/tally
