@@ -7,6 +7,7 @@
 #             pure parts, clang-tidy and cppcheck over all of it (Debian 12's versions)
 #   dev       address and undefined-behaviour sanitizers: unit, conformance, fault, checks
 #   tsan      thread sanitizer: unit, conformance
+#   fuzz      libFuzzer with both sanitizers of dev: each parser for some seconds, from its corpus on
 #   clang     built by clang: unit, conformance
 #   other     the other Debian's compiler and libraries (12 on 13, 13 on 12), in a root of its own
 #             under ${MEMFERRY_CACHE:-~/.cache/memferry}: unit, conformance
@@ -43,7 +44,7 @@ esac
 . tests/support/packages.sh # `needed` is what the other Debian's root gets as well
 check_packages=(g++ git)
 [ "$VERSION_CODENAME" = bookworm ] && check_packages+=(clang-format)
-full_packages=(clang valgrind debootstrap busybox-static cpio xz-utils # the last three for tests/vm
+full_packages=(clang libclang-rt-dev valgrind debootstrap busybox-static cpio xz-utils # the last three for tests/vm
 	iperf3 libfabric-bin perftest                          # perf/versus
 	slurmctld slurmd slurm-client munge openmpi-bin)       # launchers for memferry-perf mesh
 [ "$VERSION_CODENAME" = bookworm ] && full_packages+=(clang-tidy cppcheck)
@@ -101,7 +102,7 @@ run() {
 	rm -f "$junit"
 	# Sanitizers want their shadow where address randomisation may put other things.
 	case $preset in
-	dev | tsan) setarch -R true 2>/dev/null && still=(setarch -R) ;;
+	dev | tsan | fuzz) setarch -R true 2>/dev/null && still=(setarch -R) ;;
 	esac
 	"${still[@]}" ctest --preset "$preset" --output-junit "$junit" \
 		--test-output-size-passed 100000 --test-output-size-failed 200000 "$@"
@@ -190,6 +191,7 @@ else
 	stage release run release
 	stage dev run dev
 	stage tsan run tsan
+	stage fuzz run fuzz
 	stage clang run clang
 	stage "other: Debian $other" other_debian
 fi
