@@ -851,11 +851,12 @@ int eng_pull_all(struct mf_session *s, struct eng_pull *p, struct mf_error *err)
 			r = retry == UINT32_MAX ? 0 : eng_rails_retried(s, retry, err);
 		}
 	}
-	/* Who waits for the peer on a lane waits for nothing. */
-	if (r < 0)
+	/* Who waits for the peer on a lane waits for nothing: all jobs end with the lanes. */
+	if (r < 0) {
 		eng_rails_close(s);
+		atomic_store_explicit(&p->server, NULL, memory_order_relaxed);
+	}
 	stop_jobs(p);
-	atomic_store_explicit(&p->server, NULL, memory_order_relaxed);
 	struct mf_report *rep = &s->report;
 	struct mf_postcopy_report *pc = &rep->postcopy;
 	rep->has_postcopy = true;
