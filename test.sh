@@ -45,6 +45,7 @@ esac
 check_packages=(g++ git)
 [ "$VERSION_CODENAME" = bookworm ] && check_packages+=(clang-format)
 full_packages=(clang libclang-rt-dev valgrind debootstrap busybox-static cpio xz-utils # the last three for tests/vm
+	spin                                                   # tests/model
 	iperf3 libfabric-bin perftest                          # perf/versus
 	slurmctld slurmd slurm-client munge openmpi-bin)       # launchers for memferry-perf mesh
 [ "$VERSION_CODENAME" = bookworm ] && full_packages+=(clang-tidy cppcheck)
