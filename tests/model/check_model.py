@@ -33,7 +33,8 @@ NEVER, SETTLES = "never", "settles"
 RIGHT = [
     ((), (NEVER, SETTLES), "the rules of docs/protocol.md"),
     (("READY_RECORD",), (NEVER, SETTLES), "the destination also records 'ready'; no record: UNKNOWN"),
-    (("READY_RECORD", "RECORD_IS_LOST"), (NEVER,), "as before, and the destination's records may vanish"),
+    (("NO_RESUME", "FORGET", "BYE_BEFORE_ACTING", "BYE_BEFORE_REMOVAL", "RECORD_STAYS"), (NEVER,), "no process is started again; then these four do no harm"),
+    (("READY_RECORD", "RECORD_IS_LOST"), (NEVER,), "with 'ready' recorded: the destination's records may vanish"),
 ]
 
 WRONG = [
@@ -216,6 +217,9 @@ def search(root, cc):
 def show(root, rules, cc="cc"):
     """The shortest way; for what never settles, a short one."""
     model = root / "tests/model/handoff.pml"
+    known = set(re.findall(r"^#ifn?def (\w+)", model.read_text(), re.M))
+    if not known.issuperset(rules):
+        sys.exit(f"RULE is one of: {', '.join(sorted(known))}")
     with tempfile.TemporaryDirectory() as folder:
         v = Verifier(model, folder, cc, rules, NEVER, short=True).search()
         depth = 60
@@ -236,7 +240,7 @@ def main(args):
     if args[0] == "table" and args[1] == "--self-test":
         self_test()
         return
-    root = pathlib.Path(args[1])
+    root = pathlib.Path(args[1]).resolve()
     if args[0] == "table":
         code = protocol_table.in_code((root / "engine/core/state.c").read_text())
         lines = active((root / "tests/model/handoff.pml").read_text())

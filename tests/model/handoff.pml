@@ -195,7 +195,9 @@ end:	do
 #ifndef NO_GUARDIAN
 	:: atomic { s == gone && srec == none && sguest == stands -> S_RUNS }
 #endif
+#ifndef NO_RESUME
 	:: atomic { s == gone && srec == r_committed -> BEGIN(s, committed); sp = ASK; s_resumed = true }
+#endif
 	od
 }
 
@@ -299,6 +301,7 @@ end:	do
 
 	/* the process dies, and is started again */
 	:: atomic { d != gone && !calm -> D_LEAVES }
+#ifndef NO_RESUME
 	:: atomic { d == gone && (!calm || srec == r_committed || (drec == r_owner && (dguest != runs || missing))) ->
 		if
 		:: drec == r_owner -> BEGIN(d, committed)
@@ -317,6 +320,7 @@ end:	do
 #endif
 		:: else
 		fi }
+#endif
 	:: atomic { d == unsure && query_ -> TAKE(query_); a_unknown = true }
 	:: atomic { d == unsure && NOBODY_ASKS -> D_LEAVES }
 #ifdef RECORD_IS_LOST
