@@ -32,30 +32,35 @@ NEVER, SETTLES = "never", "settles"
 
 RIGHT = [
     ((), (NEVER, SETTLES), "the rules of docs/protocol.md"),
-    (("READY_RECORD",), (NEVER, SETTLES), "the destination also records 'ready'; no record: UNKNOWN"),
-    (("NO_RESUME", "FORGET", "BYE_BEFORE_ACTING", "BYE_BEFORE_REMOVAL", "RECORD_STAYS"), (NEVER,), "no process is started again; then these four do no harm"),
-    (("READY_RECORD", "RECORD_IS_LOST"), (NEVER,), "with 'ready' recorded: the destination's records may vanish"),
+    (("NO_RESUME", "FORGET", "BYE_BEFORE_ACTING", "BYE_BEFORE_REMOVAL", "RECORD_STAYS", "READY_UNRECORDED"), (NEVER,), "no process is started again; then these five do no harm"),
+    (("RECORD_IS_LOST",), (NEVER,), "the destination's records may vanish"),
 ]
 
 WRONG = [
     (("SILENCE_RESUMES",), NEVER, "the source resumes when nobody answers"),
-    (("UNKNOWN_RESUMES", "READY_RECORD", "RECORD_IS_LOST"), NEVER, "the source resumes on UNKNOWN"),
     (("COMMIT_BEFORE_RECORD",), NEVER, "the source commits before it is recorded"),
     (("RECORD_BEFORE_END",), NEVER, "the source removes its record before it ends its guest"),
     (("OWNER_ENDS",), NEVER, "the source ends its guest on OWNER"),
-    (("BYE_BEFORE_ACTING",), NEVER, "the source says Bye to an answer before it acts on it"),
-    (("BYE_BEFORE_REMOVAL",), NEVER, "the source says Bye to Done before its record is gone"),
+    (("BYE_BEFORE_ACTING",), SETTLES, "the source says Bye to an answer before it acts on it"),
+    (("BYE_BEFORE_REMOVAL",), SETTLES, "the source says Bye to Done before its record is gone"),
+    (("ABORTED_FORGOTTEN",), SETTLES, "the source cannot resume its guest on ABORTED, removes its record and says Bye"),
+    (("NO_QUESTION",), SETTLES, "a resumed source whose guest has ended, or runs, does not ask"),
     (("BLIND_GUARDIAN",), NEVER, "the guardian does not look for the record"),
     (("NO_GUARDIAN",), SETTLES, "the source has no guardian"),
+    (("READY_UNRECORDED",), SETTLES, "the destination says Ready and does not record it"),
     (("RUN_BEFORE_RECORD",), NEVER, "the destination runs the guest before it is recorded"),
     (("RECORD_STAYS",), NEVER, "an 'owner' that could not be synced stays behind"),
+    (("RECORD_REMOVED",), SETTLES, "an 'owner' that could not be synced is removed, and with it 'ready'"),
+    (("LATE_COMPLETE",), SETTLES, "the destination ends its pager before it records 'complete'"),
     (("ABORTED_UNRECORDED",), NEVER, "the destination answers ABORTED and does not keep to it"),
     (("LATE_COMMIT",), NEVER, "a destination that aborted takes a late Commit"),
     (("NO_LOCK",), NEVER, "a destination is resumed while its first process lives"),
-    (("DROPS_ANY",), NEVER, "a resumed destination without a record drops a guest that runs"),
-    (("FORGET",), NEVER, "the destination removes 'owner' though no Bye came"),
-    (("FORGET", "READY_RECORD"), SETTLES, "with 'ready' recorded: the destination removes 'aborted' though no Bye came"),
-    (("RECORD_IS_LOST",), NEVER, "the destination's record vanishes, and no record means ABORTED"),
+    (("FORGET",), SETTLES, "the destination removes its record though no Bye came"),
+    (("NO_RECORD_ABORTS", "RECORD_IS_LOST"), NEVER, "the destination's record vanishes, and no record means ABORTED"),
+    (("NO_RECORD_ABORTS", "FORGET"), NEVER, "no record means ABORTED, and 'complete' is removed though no Bye came"),
+    (("NO_RECORD_ABORTS", "BYE_BEFORE_ACTING"), NEVER, "no record means ABORTED, and the source says Bye before it acts"),
+    (("NO_RECORD_ABORTS", "BYE_BEFORE_REMOVAL"), NEVER, "no record means ABORTED, and the source says Bye before its record is gone"),
+    (("NO_RECORD_ABORTS", "DROPS_ANY"), NEVER, "no record means ABORTED, and a guest that runs is dropped"),
 ]
 
 
