@@ -508,14 +508,18 @@ static int destination_finish(struct mf_session *s, struct plan *plan, struct mf
 				return r;
 			}
 		}
+	}
+	/* For who asks later, should nobody hear it now; before what it takes to go on without it is gone. */
+	bool recorded = eng_record_write(s, ENG_RECORD_COMPLETE, plan->postcopy, NULL) == 0;
+	if (plan->pull) {
 		eng_pull_finish(s, plan->pull);
 		atomic_store_explicit(&s->lanes_done, true, memory_order_relaxed);
 	}
-	/* What nobody has heard is for who asks later. */
-	if (say_done(s))
+	bool heard = say_done(s);
+	if (recorded || heard)
+		eng_present_remove(s);
+	if (heard)
 		eng_record_remove(s);
-	else
-		(void)eng_record_write(s, ENG_RECORD_COMPLETE, plan->postcopy, NULL);
 	eng_set_state(s, ENG_COMPLETED);
 	struct mf_finding found = { 0 };
 	if (eng_guest_self_check(s, &found) > 0)
@@ -592,23 +596,35 @@ static int take_over(struct mf_session *s, struct plan *plan, struct mf_error *e
 	return r;
 }
 
-/* It never was, and never will be. */
+/* It never was this side's, and never will be.  What was aborted before has no guest here any more. */
 static int give_up_for_good(struct mf_session *s, struct mf_error *err)
 {
 	bool runs = false;
-	int r = eng_record_write(s, ENG_RECORD_ABORTED, s->record.postcopy, err);
-	if (r == 0 && eng_guest_describe(s, NULL) == 0 &&
-	    eng_guest_take_over(s, &runs, NULL) == 0 && !runs)
+	int r = 0;
+	bool is_here = s->record.what == ENG_RECORD_READY && eng_guest_describe(s, NULL) == 0 &&
+		       eng_guest_take_over(s, &runs, NULL) == 0;
+	if (is_here && runs)
+		r = base_error(
+			err, -MF_EREFUSED, MF_SCOPE_HOST,
+			"the guest runs here although session %s was not committed: somebody "
+			"resumed it; look at both hosts",
+			s->report.session);
+	if (r == 0)
+		r = eng_record_write(s, ENG_RECORD_ABORTED, s->record.postcopy, err);
+	if (r < 0) {
+		eng_set_state(s, ENG_PAUSED);
+		return r;
+	}
+	if (is_here)
 		(void)eng_guest_abort(s, NULL);
-	eng_set_state(s, r < 0 ? ENG_PAUSED : ENG_ABORTED);
-	if (r == 0 && eng_answer_queries(s, MF__WIRE__ANSWER__STATE__ABORTED))
+	eng_set_state(s, ENG_ABORTED);
+	if (eng_answer_queries(s, MF__WIRE__ANSWER__STATE__ABORTED))
 		eng_record_remove(s);
-	return r < 0 ? r
-		     : base_error(
-			       err, -MF_EPEER, MF_SCOPE_SESSION,
-			       "session %s was not committed here: the guest never ran, and stays "
-			       "at the source",
-			       s->report.session);
+	return base_error(
+		err, -MF_EPEER, MF_SCOPE_SESSION,
+		"session %s was not committed here: the guest never ran, and stays at the "
+		"source",
+		s->report.session);
 }
 
 static int destination_resume(struct mf_session *s, struct mf_error *err)

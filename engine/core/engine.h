@@ -255,6 +255,7 @@ enum eng_record {
 struct eng_record_entry {
 	enum eng_record what;
 	bool postcopy; /* pages were missing when the guest was handed over */
+	int pid;       /* the guest's process */
 };
 
 struct mf_session {
@@ -617,6 +618,8 @@ void eng_pull_abandon(struct mf_session *s, struct eng_pull *pull);
 /* After the commit and a failure: faults go on waiting. */
 void eng_pull_leave(struct mf_session *s, struct eng_pull *pull);
 void eng_pull_finish(struct mf_session *s, struct eng_pull *pull);
+/* Who goes on after a crash does not need it any more: the record says that all is there. */
+void eng_present_remove(const struct mf_session *s);
 
 /* record.c: the hand-off on disk, and who may go on with it. */
 /* On disk when it returns; takes the lock. */

@@ -324,6 +324,12 @@ int eng_guest_take_over(struct mf_session *s, bool *ret_runs, struct mf_error *e
 				  "a guest of kind '%.15s' ends with the process that moves it: "
 				  "there is nothing to go on with",
 				  s->guest.kind);
+	if (s->guest.pid != s->record.pid)
+		return base_error(err, -MF_EREFUSED, MF_SCOPE_HOST,
+				  "%.40s (pid %d) is not the one that had the guest of session %s "
+				  "(pid %d)",
+				  s->guest.monitor, (int)s->guest.pid, s->report.session,
+				  s->record.pid);
 	return (int)make(s, (struct call){ .what = TAKE_OVER, .runs = ret_runs, .err = err });
 }
 

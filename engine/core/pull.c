@@ -763,8 +763,16 @@ int eng_pull_take_over(struct mf_session *s, struct eng_pull **ret, struct mf_er
 	atomic_store_explicit(&p->fate, COMMITTED, memory_order_relaxed);
 	atomic_store_explicit(&p->session_gives, true, memory_order_relaxed);
 	r = open_present(p, err);
-	if (r == 0)
-		r = eng_guest_find_userfaultfd(s, &s->pager_uffd, err);
+	if (r < 0)
+		return r;
+	count_missing(p);
+	r = eng_guest_find_userfaultfd(s, &s->pager_uffd, err);
+	/* It was closed when all was there. */
+	if (r == -ENOENT && eng_pull_is_complete(p)) {
+		if (err)
+			*err = (struct mf_error){ 0 };
+		return 0;
+	}
 	if (r == 0)
 		r = open_pager(p, err);
 	/* All of it: what the other one had armed is not known, and a touch in there must not wait for nobody. */
@@ -773,7 +781,6 @@ int eng_pull_take_over(struct mf_session *s, struct eng_pull **ret, struct mf_er
 	if (r < 0)
 		return r;
 	p->armed = true;
-	count_missing(p);
 	return 0;
 }
 
@@ -879,10 +886,17 @@ int eng_pull_all(struct mf_session *s, struct eng_pull *p, struct mf_error *err)
 	return r;
 }
 
+void eng_present_remove(const struct mf_session *s)
+{
+	char path[512];
+	(void)snprintf(path, sizeof(path), "%s/%s.present", s->run_dir, s->report.session);
+	(void)unlink(path);
+}
+
 void eng_pull_finish(struct mf_session *s, struct eng_pull *p)
 {
-	pgr_disarm(s->pager);
-	(void)unlink(p->present_path);
+	if (s->pager)
+		pgr_disarm(s->pager);
 	release(p);
 	eng_close_userfaultfds(s);
 }

@@ -68,17 +68,38 @@ static int lock(struct mf_session *s, int flags)
 	return 0;
 }
 
+static void say(const struct mf_session *s, enum eng_record what, bool postcopy,
+		char text[TEXT_MAX])
+{
+	(void)snprintf(text, TEXT_MAX,
+		       "{\"version\":2,\"session\":\"%s\",\"side\":\"%s\",\"state\":\"%s\","
+		       "\"postcopy\":%s,\"pid\":%d,\"peer\":\"%s\",\"time\":%lld}\n",
+		       s->report.session, side_name(s), names[what], postcopy ? "true" : "false",
+		       s->guest.pid ? (int)s->guest.pid : s->record.pid, s->peer_name,
+		       (long long)time(NULL));
+}
+
+/* A promise that may not stay must not be found later, but what was promised before must.  What follows a promise only
+ * says more. */
+static void take_back(struct mf_session *s, enum eng_record what, bool postcopy, const char *path,
+		      const char *temporary)
+{
+	char text[TEXT_MAX];
+	if (what != ENG_RECORD_COMMITTED && what != ENG_RECORD_OWNER)
+		return;
+	say(s, ENG_RECORD_READY, postcopy, text);
+	if (what == ENG_RECORD_COMMITTED || write_synced(temporary, text) ||
+	    rename(temporary, path))
+		(void)unlink(path);
+}
+
 int eng_record_write(struct mf_session *s, enum eng_record what, bool postcopy,
 		     struct mf_error *err)
 {
 	char path[512], temporary[512], text[TEXT_MAX];
 	file_path(s, "record", path, sizeof(path));
 	file_path(s, "record.new", temporary, sizeof(temporary));
-	(void)snprintf(text, sizeof(text),
-		       "{\"version\":2,\"session\":\"%s\",\"side\":\"%s\",\"state\":\"%s\","
-		       "\"postcopy\":%s,\"peer\":\"%s\",\"time\":%lld}\n",
-		       s->report.session, side_name(s), names[what], postcopy ? "true" : "false",
-		       s->peer_name, (long long)time(NULL));
+	say(s, what, postcopy, text);
 
 	if (mkdir(s->run_dir, 0700) && errno != EEXIST)
 		return base_error_sys(err, -errno, MF_SCOPE_HOST, "%s: cannot be created",
@@ -96,10 +117,9 @@ int eng_record_write(struct mf_session *s, enum eng_record what, bool postcopy,
 			r = -errno;
 	}
 	if (r < 0) {
+		if (renamed)
+			take_back(s, what, postcopy, path, temporary);
 		(void)unlink(temporary);
-		/* A promise that is not kept must not be found later.  What follows it only says more. */
-		if (renamed && (what == ENG_RECORD_COMMITTED || what == ENG_RECORD_OWNER))
-			(void)unlink(path);
 		return base_error_sys(
 			err, r, MF_SCOPE_HOST,
 			"%s: the hand-off record cannot be written; nothing is committed", path);
@@ -129,8 +149,8 @@ int eng_record_read(struct mf_session *s, struct eng_record_entry *ret, struct m
 	if (sscanf(text,
 		   "{\"version\":2,\"session\":\"%39[0-9a-f]\",\"side\":\"%15[a-z]\",\"state\":\"%"
 		   "15[a-z]\","
-		   "\"postcopy\":%7[a-z],",
-		   session, side, state, postcopy) == 4 &&
+		   "\"postcopy\":%7[a-z],\"pid\":%d,",
+		   session, side, state, postcopy, &ret->pid) == 5 &&
 	    !strcmp(session, s->report.session) && !strcmp(side, side_name(s))) {
 		for (int i = 0; i < ENG_RECORD_COUNT; i++) {
 			if (!strcmp(state, names[i]))

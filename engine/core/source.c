@@ -349,7 +349,20 @@ static int source_fail(struct mf_session *s, int code, struct mf_error *err)
 	if (s->throttle)
 		(void)eng_guest_throttle(s, 0, NULL);
 	struct mf_error back = { 0 };
-	if (s->prepared && eng_guest_abort(s, &back) < 0)
+	bool is_back = !s->prepared || eng_guest_abort(s, &back) == 0;
+	if (!is_back && s->state == ENG_RECOVER) {
+		/* It is ours, by an answer that can be had again: not to be forgotten on either side. */
+		eng_hang_up(s);
+		eng_set_state(s, ENG_IN_DOUBT);
+		if (err)
+			*err = (struct mf_error){ 0 };
+		return base_error(
+			err, -MF_EINDOUBT, MF_SCOPE_SESSION,
+			"the guest is this host's again and could not be resumed (%.120s); "
+			"memferry send ... --resume %s tries again",
+			back.msg, s->report.session);
+	}
+	if (!is_back)
 		eng_emit(s, MF_EVENT_NOTICE, "the source guest could not be resumed: %s", back.msg);
 	/* The guest first: the rest takes its time, and without a commit nothing runs there. */
 	eng_tracker_stop(s);
@@ -367,6 +380,38 @@ static int source_fail(struct mf_session *s, int code, struct mf_error *err)
 	return code;
 }
 
+/* The process before may have acted on an answer, and died before it was through: its guest has ended, or runs again.
+ * An answer that fits is the end of the move; any other leaves all as it is. */
+static int ask_what_became(struct mf_session *s, bool runs, int code, struct mf_error *err)
+{
+	struct eng_answer answer = { MF__WIRE__ANSWER__STATE__UNKNOWN, false };
+	eng_set_state(s, ENG_RECOVER);
+	(void)eng_ask_peer(s, base_deadline_ms(s->params.connect_timeout_ms), &answer);
+	bool is_over = runs ? answer.state == MF__WIRE__ANSWER__STATE__ABORTED
+			    : answer.state == MF__WIRE__ANSWER__STATE__COMPLETE;
+	if (!is_over) {
+		eng_hang_up(s);
+		eng_set_state(s, ENG_IN_DOUBT);
+		if (!runs)
+			return code;
+		return base_error(err, -MF_EREFUSED, MF_SCOPE_HOST,
+				  "the guest runs here: somebody resumed it after the hand-off was "
+				  "committed; it may run at the destination, too: look there");
+	}
+	eng_record_remove(s);
+	(void)eng_send_plain(s, WIRE_BODY(BYE), NULL);
+	if (err)
+		*err = (struct mf_error){ 0 };
+	if (runs) {
+		eng_set_state(s, ENG_ABORTED);
+		return base_error(err, -MF_EPEER, MF_SCOPE_SESSION,
+				  "the destination gave up before the commit reached it");
+	}
+	eng_set_state(s, ENG_FINISHING);
+	eng_set_state(s, ENG_COMPLETED);
+	return 0;
+}
+
 /* Another process has committed, and died. */
 static int source_resume(struct mf_session *s, struct mf_error *err)
 {
@@ -374,20 +419,12 @@ static int source_resume(struct mf_session *s, struct mf_error *err)
 	int r = eng_guest_describe(s, err);
 	if (r == 0)
 		r = eng_guest_take_over(s, &runs, err);
-	if (r == 0 && runs)
-		r = base_error(err, -MF_EREFUSED, MF_SCOPE_HOST,
-			       "the guest runs here: somebody resumed it after the hand-off was "
-			       "committed; it may run at the destination, too: look there");
-	if (r == 0)
+	if (r == 0 && !runs)
 		r = eng_memory_map(s, err);
-	if (r < 0) {
-		/* Nothing was changed: it can be resumed as before. */
-		eng_set_state(s, ENG_RECOVER);
-		eng_set_state(s, ENG_IN_DOUBT);
-		return r;
-	}
-	s->prepared = true;
 	s->stopped_us = base_now_us(); /* for all we know */
+	if (r < 0 || runs)
+		return ask_what_became(s, runs, r, err);
+	s->prepared = true;
 	eng_memory_seed(s);
 	r = eng_source_recover(s, err);
 	if (r < 0)
