@@ -11,17 +11,31 @@
 typedef int (*open_fn)(const char *rest, enum mf_side side, struct mf_adapter *ret,
 		       struct mf_error *err);
 
-static const struct {
-	const char *prefix;
+static const struct kind {
+	const char *prefix; /* the name in the adapter's table, and a colon */
 	open_fn open;
+	pid_t (*pid)(const void *hv);
+	int (*bring_back)(void *hv, struct mf_error *err);
 } kinds[] = {
 #ifdef MF_HAVE_QEMU
-	{ "qemu:", hv_qemu_open },
+	{ "qemu:", hv_qemu_open, hv_qemu_pid, hv_qemu_bring_back },
 #endif
 #ifdef MF_HAVE_PROCESS
-	{ "demo:", hv_process_open },
+	{ "demo:", hv_process_open, NULL, NULL }, /* ends with the process that opened it */
 #endif
 };
+
+struct hv_guarded hv_find_guarded(const struct mf_adapter *guest)
+{
+	for (size_t i = 0; i < BASE_ARRAY_LEN(kinds); i++) {
+		const struct kind *k = &kinds[i];
+		size_t n = strlen(k->prefix) - 1;
+		if (k->pid && strlen(guest->ops->name) == n &&
+		    strncmp(k->prefix, guest->ops->name, n) == 0)
+			return (struct hv_guarded){ k->pid(guest->hv), k->bring_back };
+	}
+	return (struct hv_guarded){ 0 };
+}
 
 int mf_guest_open(const char *spec, enum mf_side side, struct mf_adapter *ret, struct mf_error *err)
 {

@@ -46,6 +46,11 @@ struct cli_control {
 	pthread_t thread;
 };
 
+void cli_control_name(enum mf_side side, char *ret, size_t cap)
+{
+	(void)snprintf(ret, cap, "%s-%d.sock", cli_side_name(side), (int)getpid());
+}
+
 /*
  * Bound under a name that nobody looks for and renamed when it listens: a socket under its final
  * name that refuses connections is dead for certain.  The way through /proc takes run directories
@@ -56,7 +61,7 @@ static int open_socket(struct cli_control *c, struct mf_error *err)
 	struct sockaddr_un addr = { .sun_family = AF_UNIX };
 	char name[64], draft[72];
 
-	(void)snprintf(name, sizeof(name), "%s-%d.sock", cli_side_name(c->side), (int)getpid());
+	cli_control_name(c->side, name, sizeof(name));
 	(void)snprintf(draft, sizeof(draft), ".%s.new", name);
 	(void)snprintf(addr.sun_path, sizeof(addr.sun_path), "/proc/self/fd/%d/%s", c->dir->fd,
 		       draft);

@@ -19,6 +19,9 @@
 
 struct cli_control;
 
+/* What this process's socket is called in the run directory. */
+void cli_control_name(enum mf_side side, char *ret, size_t cap);
+
 typedef void (*cli_notice_fn)(void *ctx, const char *text);
 
 /* All borrowed until cli_control_stop().  notice is called by the control thread. */

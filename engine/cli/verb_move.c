@@ -24,6 +24,7 @@ struct move {
 	struct cli_show *show;
 	struct mf_adapter guest;
 	struct mf_session *session;
+	struct mf_guard *guard;
 	struct cli_view view;
 	struct cli_control *control;
 };
@@ -115,6 +116,24 @@ static int create_session(struct move *move, struct mf_error *err)
 	return mf_session_create(&params, &move->session, err);
 }
 
+/* While there are no threads: it forks.  Something to bring back there is in a send only. */
+static int start_guard(struct move *move, struct mf_error *err)
+{
+	char socket[PATH_MAX + 72], name[64];
+
+	if (move->options->verb != CLI_SEND)
+		return 0;
+	cli_control_name(move->side, name, sizeof(name));
+	(void)snprintf(socket, sizeof(socket), "%s/%s", move->run_dir.path, name);
+	struct mf_guard_params params = {
+		.size = sizeof(params),
+		.run_dir = move->run_dir.path,
+		.session = mf_session_report(move->session)->session,
+		.stale = socket,
+	};
+	return mf_guard_start(&move->guest, &params, &move->guard, err);
+}
+
 static int open_all(struct move *move, struct mf_error *err)
 {
 	const struct cli_options *o = move->options;
@@ -132,6 +151,8 @@ static int open_all(struct move *move, struct mf_error *err)
 		(void)base_error_prefix(err, "--guest: ");
 	if (!r)
 		r = create_session(move, err);
+	if (!r)
+		r = start_guard(move, err);
 	if (r)
 		return r;
 	move->view = (struct cli_view){ view_progress, view_request, move->session };
@@ -182,6 +203,7 @@ int cli_verb_move(const struct cli_options *o)
 	status = r ? cli_fail(o, &err) : report_outcome(&move);
 	mf_session_destroy(move.session);
 	mf_guest_close(&move.guest);
+	mf_guard_end(move.guard);
 	cli_show_destroy(move.show);
 	cli_run_dir_close(&move.run_dir);
 	return status;

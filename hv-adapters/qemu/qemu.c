@@ -190,9 +190,10 @@ static int describe(void *hv, struct mf_guest *ret, struct mf_error *err)
 static int prepare(void *p, enum mf_side side, struct mf_error *err)
 {
 	struct qemu *hv = p;
-	assert(side == hv->side && !hv->is_prepared);
+	assert(side == hv->side && !hv->undo->is_prepared);
 	(void)side;
 	int r = qemu_check_state(hv, err);
+	hv->undo->is_prepared = r >= 0;
 	if (r >= 0)
 		r = close_leftovers(hv, err);
 	if (r >= 0)
@@ -203,7 +204,7 @@ static int prepare(void *p, enum mf_side side, struct mf_error *err)
 		if (r < 0)
 			(void)qemu_restore_settings(hv, NULL);
 	}
-	hv->is_prepared = r >= 0;
+	hv->undo->is_prepared = r >= 0;
 	return r;
 }
 
@@ -230,8 +231,8 @@ static int resume(void *hv, struct mf_error *err)
 static void commit(void *p)
 {
 	struct qemu *hv = p;
-	assert(hv->side == MF_SOURCE && hv->move == QEMU_MOVE_DONE);
-	hv->is_committed = true;
+	assert(hv->side == MF_SOURCE && hv->undo->move == QEMU_MOVE_DONE);
+	hv->undo->is_committed = true;
 }
 
 static int abort_move(void *hv, struct mf_error *err)
@@ -242,7 +243,7 @@ static int abort_move(void *hv, struct mf_error *err)
 static void finish(void *p)
 {
 	struct qemu *hv = p;
-	assert(hv->is_committed);
+	assert(hv->undo->is_committed);
 	qemu_quit(hv);
 	hv->n_remote = 0;
 }
@@ -269,24 +270,26 @@ static void close_guest(void *p)
 {
 	struct qemu *hv = p;
 	if (hv->qmp) {
-		bool is_over = hv->is_committed || hv->is_resumed;
+		bool is_over = hv->undo->is_committed || hv->is_resumed;
 		/* A destination that has loaded a guest is left as it is: who goes on with this move later
 		 * finds it there, stopped, and touches of RAM still wait in its userfaultfds. */
-		bool is_loaded = hv->side == MF_DESTINATION && hv->move == QEMU_MOVE_DONE;
+		bool is_loaded = hv->side == MF_DESTINATION && hv->undo->move == QEMU_MOVE_DONE;
 		if (!is_over && !is_loaded &&
-		    (hv->is_prepared || hv->is_held || hv->move != QEMU_MOVE_NONE))
+		    (hv->undo->is_prepared || hv->undo->is_held ||
+		     hv->undo->move != QEMU_MOVE_NONE))
 			(void)qemu_abort(hv, NULL);
 		else if (hv->is_resumed)
 			(void)qemu_restore_settings(hv, NULL);
-		if (!is_loaded && !hv->is_committed)
+		if (!is_loaded && !hv->undo->is_committed)
 			close_userfaultfds(hv);
 	}
 	base_closep(&hv->stream);
 	for (uint32_t i = 0; i < hv->n_regions; i++)
 		base_closep(&hv->regions[i].fd);
 	free(hv->head);
-	json_decref(hv->old_params);
 	qmp_close(hv->qmp);
+	free(hv->socket_path);
+	(void)munmap(hv->undo, sizeof(*hv->undo));
 	free(hv);
 }
 
@@ -334,6 +337,40 @@ static const struct mf_adapter_ops qemu_ops = {
 	.find_userfaultfd = find_userfaultfd,
 };
 
+/* ---- a guardian's part ---- */
+
+pid_t hv_qemu_pid(const void *p)
+{
+	return ((const struct qemu *)p)->pid;
+}
+
+/* hv is a copy: what it points to besides `undo`, and its descriptors, were the killed process's. */
+int hv_qemu_bring_back(void *p, struct mf_error *err)
+{
+	struct qemu *hv = p;
+	const struct qemu_undo *undo = hv->undo;
+	bool is_begun = undo->is_prepared || undo->is_held || undo->move != QEMU_MOVE_NONE;
+	if (hv->side != MF_SOURCE || undo->is_committed || !is_begun)
+		return 0;
+	/* First: a thread of QEMU may wait in one, and the one that serves the monitor, too. */
+	struct mf_error why = { 0 };
+	if (close_leftovers(hv, &why) < 0)
+		base_debug("qemu: %s", why.msg);
+	hv->stream = -1;
+	hv->head = NULL;
+	hv->head_len = hv->head_cap = 0;
+	int r = qmp_open(hv->socket_path, base_deadline_ms(GREETING_MS), &hv->qmp, err);
+	if (r < 0)
+		return r;
+	if (qmp_peer(hv->qmp) != hv->pid)
+		r = base_error(err, -ESRCH, MF_SCOPE_HOST, "QEMU (pid %d) has left %s",
+			       (int)hv->pid, hv->socket_path);
+	if (r >= 0)
+		r = qemu_abort(hv, err);
+	qmp_close(hv->qmp);
+	return r;
+}
+
 /* ---- opening ---- */
 
 static int read_version(struct qemu *hv, struct mf_error *err)
@@ -353,11 +390,21 @@ int hv_qemu_open(const char *socket_path, enum mf_side side, struct mf_adapter *
 		 struct mf_error *err)
 {
 	struct qemu *hv = calloc(1, sizeof(*hv));
-	if (!hv)
+	struct qemu_undo *undo = mmap(NULL, sizeof(*undo), PROT_READ | PROT_WRITE,
+				      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	char *path = strdup(socket_path);
+	if (!hv || undo == MAP_FAILED || !path) {
+		if (undo != MAP_FAILED)
+			(void)munmap(undo, sizeof(*undo));
+		free(path);
+		free(hv);
 		return base_error(err, -ENOMEM, MF_SCOPE_HOST, "QEMU: no memory");
+	}
 	hv->side = side;
 	hv->stream = -1;
-	hv->was_running = true;
+	hv->socket_path = path;
+	hv->undo = undo;
+	hv->undo->was_running = true;
 	int r = qmp_open(socket_path, base_deadline_ms(GREETING_MS), &hv->qmp, err);
 	if (r >= 0) {
 		hv->pid = qmp_peer(hv->qmp);

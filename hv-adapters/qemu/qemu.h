@@ -21,6 +21,7 @@
 
 enum {
 	QEMU_CAPABILITIES_MAX = 24,
+	QEMU_PARAMS_MAX = 1024,
 	QEMU_UFFDS_MAX = 64,
 	QEMU_COMMAND_MS = 10000, /* an answer of the monitor; also while QEMU is busy */
 	QEMU_STATE_MS = 60000, /* pausing, saving, loading: as long as no byte and no event comes */
@@ -39,28 +40,38 @@ struct qemu_capability {
 	bool value;
 };
 
+/*
+ * What it takes to give the move up.  In memory that a guardian forked from this process shares: what is written
+ * here before a command is sent is there also when this process is killed.
+ */
+struct qemu_undo {
+	enum qemu_move move;
+	bool was_running; /* source: before pause(); destination: what the source says of that */
+	bool is_prepared; /* from the beginning of prepare() on */
+	bool is_held;     /* stopped by hold() */
+	bool is_committed;
+
+	/* what prepare() changed, as it was */
+	unsigned n_old_caps;
+	struct qemu_capability old_caps[QEMU_CAPABILITIES_MAX];
+	char old_params[QEMU_PARAMS_MAX]; /* an object; "": none changed */
+};
+
 struct qemu {
 	/* since opening */
 	struct qmp *qmp;
 	enum mf_side side;
 	pid_t pid;
 	int version; /* QEMU_VERSION() */
+	char *socket_path;
+	struct qemu_undo *undo;
 
 	/* since the first describe() */
 	uint32_t n_regions;
 	struct mf_region regions[MF_REGIONS_MAX];
 
-	/* since prepare(): what it changed, as it was */
-	bool is_prepared;
-	struct qemu_capability old_caps[QEMU_CAPABILITIES_MAX];
-	unsigned n_old_caps;
-	json_t *old_params; /* NULL: none changed */
-
 	/* the move */
-	enum qemu_move move;
-	bool was_running; /* source: before pause(); destination: what the source says of that */
-	bool is_committed, is_resumed;
-	bool is_held;  /* stopped by hold() */
+	bool is_resumed;
 	int stream;    /* our end of QEMU's migration stream, -1: none */
 	uint8_t *head; /* source: what QEMU sent of it before the guest stopped */
 	size_t head_len, head_cap;

@@ -217,20 +217,20 @@ static int wait_stopped(struct qemu *hv, uint64_t *ret_stopped_us, struct mf_err
 
 int qemu_pause(struct qemu *hv, uint64_t *ret_stopped_us, struct mf_error *err)
 {
-	assert(hv->side == MF_SOURCE && hv->is_prepared && hv->move == QEMU_MOVE_NONE);
+	assert(hv->side == MF_SOURCE && hv->undo->is_prepared && hv->undo->move == QEMU_MOVE_NONE);
 	uint64_t began_us = base_now_us();
 	char state[32];
-	int r = qemu_run_state(hv, state, sizeof(state), &hv->was_running, err);
+	int r = qemu_run_state(hv, state, sizeof(state), &hv->undo->was_running, err);
 	if (r >= 0)
 		r = open_stream(hv, err);
 	if (r < 0)
 		return r;
 	qmp_drop_events(hv->qmp);
 	/* From the sending on it may have begun, whatever the answer. */
-	hv->move = QEMU_MOVE_STARTED;
+	hv->undo->move = QEMU_MOVE_STARTED;
 	r = qemu_command(hv, "migrate", json_pack("{s:s}", "uri", "fd:" FD_NAME), NULL, err);
 	if (r == -EREMOTEIO || r == -EOPNOTSUPP) {
-		hv->move = QEMU_MOVE_NONE;
+		hv->undo->move = QEMU_MOVE_NONE;
 		take_back_stream(hv);
 	}
 	if (r < 0)
@@ -239,8 +239,8 @@ int qemu_pause(struct qemu *hv, uint64_t *ret_stopped_us, struct mf_error *err)
 	r = wait_stopped(hv, &stopped_us, err);
 	if (r < 0)
 		return r;
-	hv->move = QEMU_MOVE_PAUSED;
-	if (!hv->was_running || stopped_us < began_us)
+	hv->undo->move = QEMU_MOVE_PAUSED;
+	if (!hv->undo->was_running || stopped_us < began_us)
 		stopped_us =
 			began_us; /* paused by its user before: as good as from the beginning */
 	base_debug("qemu: stopped, %zu bytes of stream so far", hv->head_len);
@@ -250,24 +250,24 @@ int qemu_pause(struct qemu *hv, uint64_t *ret_stopped_us, struct mf_error *err)
 
 int qemu_hold(struct qemu *hv, struct mf_error *err)
 {
-	assert(hv->side == MF_SOURCE && !hv->is_held && hv->move == QEMU_MOVE_NONE);
+	assert(hv->side == MF_SOURCE && !hv->undo->is_held && hv->undo->move == QEMU_MOVE_NONE);
 	char state[32];
 	bool is_running;
 	int r = qemu_run_state(hv, state, sizeof(state), &is_running, err);
 	if (r < 0 || !is_running)
 		return r;
 	/* `stop` answers when the vCPUs stand and all block I/O is drained.  Held from the sending on. */
-	hv->is_held = true;
+	hv->undo->is_held = true;
 	return qemu_command(hv, "stop", NULL, NULL, err);
 }
 
 int qemu_let_go(struct qemu *hv, struct mf_error *err)
 {
-	if (!hv->is_held)
+	if (!hv->undo->is_held)
 		return 0;
 	int r = qemu_command(hv, "cont", NULL, NULL, err);
 	if (r >= 0)
-		hv->is_held = false;
+		hv->undo->is_held = false;
 	return r;
 }
 
@@ -282,10 +282,10 @@ static int hand_on(mf_state_write_fn write, void *ctx, const void *bytes, size_t
 
 int qemu_save_state(struct qemu *hv, mf_state_write_fn write, void *ctx, struct mf_error *err)
 {
-	assert(hv->side == MF_SOURCE && hv->move == QEMU_MOVE_PAUSED);
+	assert(hv->side == MF_SOURCE && hv->undo->move == QEMU_MOVE_PAUSED);
 	uint8_t header[HEADER_LEN] = HEAD_MAGIC;
 	header[8] = HEADER_VERSION;
-	header[9] = hv->was_running ? FLAG_RAN : 0;
+	header[9] = hv->undo->was_running ? FLAG_RAN : 0;
 	int r = reserve_head(hv, PUMP_BYTES, err);
 	/* Only sent: QEMU may fill the stream, holding the lock that the answer needs, before it answers. */
 	if (r >= 0)
@@ -319,7 +319,7 @@ int qemu_save_state(struct qemu *hv, mf_state_write_fn write, void *ctx, struct 
 		r = wait_completed(hv, "save its device state", err);
 	if (r < 0)
 		return r;
-	hv->move = QEMU_MOVE_DONE;
+	hv->undo->move = QEMU_MOVE_DONE;
 	drop_stream(hv);
 	return 0;
 }
@@ -345,7 +345,7 @@ static int read_header(struct qemu *hv, mf_state_read_fn read, void *ctx, struct
 			err, -MF_EVERSION, MF_SCOPE_SESSION,
 			"QEMU's state is not in the form that is known here: use the same "
 			"memferry on both hosts");
-	hv->was_running = header[9] & FLAG_RAN;
+	hv->undo->was_running = header[9] & FLAG_RAN;
 	return 0;
 }
 
@@ -373,7 +373,8 @@ static int feed(struct qemu *hv, const uint8_t *bytes, size_t len, struct mf_err
 
 int qemu_load_state(struct qemu *hv, mf_state_read_fn read, void *ctx, struct mf_error *err)
 {
-	assert(hv->side == MF_DESTINATION && hv->is_prepared && hv->move == QEMU_MOVE_NONE);
+	assert(hv->side == MF_DESTINATION && hv->undo->is_prepared &&
+	       hv->undo->move == QEMU_MOVE_NONE);
 	base_autofree uint8_t *buf = malloc(PUMP_BYTES);
 	if (!buf)
 		return base_error(err, -ENOMEM, MF_SCOPE_SESSION, "QEMU's state: no memory");
@@ -387,10 +388,10 @@ int qemu_load_state(struct qemu *hv, mf_state_read_fn read, void *ctx, struct mf
 	/* So that a failure can be asked for its reason; older versions exit, and say it in their log only. */
 	if (hv->version >= QEMU_VERSION(9, 1, 0))
 		(void)json_object_set_new(args, "exit-on-error", json_false());
-	hv->move = QEMU_MOVE_STARTED;
+	hv->undo->move = QEMU_MOVE_STARTED;
 	r = qemu_command(hv, "migrate-incoming", args, NULL, err);
 	if (r == -EREMOTEIO || r == -EOPNOTSUPP) {
-		hv->move = QEMU_MOVE_NONE;
+		hv->undo->move = QEMU_MOVE_NONE;
 		take_back_stream(hv);
 	}
 	bool is_refused = false;
@@ -413,7 +414,7 @@ int qemu_load_state(struct qemu *hv, mf_state_read_fn read, void *ctx, struct mf
 	r = wait_completed(hv, "load the guest's device state", err);
 	if (r < 0)
 		return r;
-	hv->move = QEMU_MOVE_DONE;
+	hv->undo->move = QEMU_MOVE_DONE;
 	drop_stream(hv);
 	char state[32];
 	bool is_running;
@@ -454,7 +455,7 @@ int qemu_resume(struct qemu *hv, struct mf_error *err)
 	if (strcmp(state, "inmigrate") == 0)
 		return base_error(err, -EINVAL, MF_SCOPE_SESSION,
 				  "QEMU (pid %d) has no guest to run yet", (int)hv->pid);
-	if (!is_running && hv->was_running) {
+	if (!is_running && hv->undo->was_running) {
 		r = run_guest(hv, err);
 		if (r < 0)
 			return r;
@@ -520,7 +521,7 @@ static int run_as_before(struct qemu *hv, struct mf_error *err)
 		if (r < 0 || is_running)
 			return r;
 		if (strcmp(state, "finish-migrate") != 0) {
-			if (hv->was_running)
+			if (hv->undo->was_running)
 				return run_guest(hv, err);
 			/* Paused by its user; QEMU may call that "postmigrate" from now on. */
 			return 0;
@@ -534,7 +535,7 @@ static int run_as_before(struct qemu *hv, struct mf_error *err)
 static int abort_source(struct qemu *hv, struct mf_error *err)
 {
 	int r = 0;
-	if (hv->move != QEMU_MOVE_NONE) {
+	if (hv->undo->move != QEMU_MOVE_NONE) {
 		char status[32];
 		uint64_t deadline = base_deadline_ms(QEMU_COMMAND_MS);
 		/* Cancel first, so that it counts as cancelled; close before the answer, as QEMU may be
@@ -549,32 +550,32 @@ static int abort_source(struct qemu *hv, struct mf_error *err)
 			r = run_as_before(hv, err);
 		if (r < 0)
 			return r;
-		hv->move = QEMU_MOVE_NONE;
+		hv->undo->move = QEMU_MOVE_NONE;
 	}
 	r = qemu_restore_settings(hv, err);
-	hv->is_prepared = false;
+	hv->undo->is_prepared = false;
 	return r;
 }
 
 static int abort_destination(struct qemu *hv, struct mf_error *err)
 {
-	if (hv->move != QEMU_MOVE_NONE) {
+	if (hv->undo->move != QEMU_MOVE_NONE) {
 		/* Half or whole, what it holds is a second copy of a guest that runs elsewhere. */
 		qemu_quit(hv);
-		hv->move = QEMU_MOVE_NONE;
-		hv->is_prepared = false;
+		hv->undo->move = QEMU_MOVE_NONE;
+		hv->undo->is_prepared = false;
 		return 0;
 	}
 	int r = qemu_restore_settings(hv, err);
-	hv->is_prepared = false;
+	hv->undo->is_prepared = false;
 	return r == -ESRCH ? 0 : r;
 }
 
 int qemu_abort(struct qemu *hv, struct mf_error *err)
 {
-	if (hv->is_held)
+	if (hv->undo->is_held)
 		(void)qemu_let_go(hv, NULL); /* what follows finds out if it failed */
-	if (hv->is_committed || hv->is_resumed)
+	if (hv->undo->is_committed || hv->is_resumed)
 		return base_error(
 			err, -EPERM, MF_SCOPE_SESSION,
 			"QEMU (pid %d): the guest has been handed over, there is no way back",

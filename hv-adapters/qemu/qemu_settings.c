@@ -5,6 +5,7 @@
  */
 #include "hv-adapters/qemu/qemu.h"
 
+#include <errno.h>
 #include <string.h>
 
 #include "base/cleanup.h"
@@ -73,7 +74,7 @@ static int set_capabilities(struct qemu *hv, struct mf_error *err)
 	if (r < 0)
 		return r;
 	json_t *changes = json_array();
-	hv->n_old_caps = 0;
+	hv->undo->n_old_caps = 0;
 	for (size_t i = 0; i < BASE_ARRAY_LEN(capabilities); i++) {
 		enum need need = hv->side == MF_SOURCE ? capabilities[i].source
 						       : capabilities[i].destination;
@@ -88,7 +89,7 @@ static int set_capabilities(struct qemu *hv, struct mf_error *err)
 		bool want = need != OFF;
 		if (!value || json_is_true(value) == want)
 			continue;
-		struct qemu_capability *old = &hv->old_caps[hv->n_old_caps++];
+		struct qemu_capability *old = &hv->undo->old_caps[hv->undo->n_old_caps++];
 		(void)snprintf(old->name, sizeof(old->name), "%s", name);
 		old->value = !want;
 		(void)json_array_append_new(changes, capability_entry(name, want));
@@ -96,7 +97,7 @@ static int set_capabilities(struct qemu *hv, struct mf_error *err)
 	r = qemu_command(hv, "migrate-set-capabilities",
 			 json_pack("{s:o}", "capabilities", changes), NULL, err);
 	if (r < 0)
-		hv->n_old_caps = 0;
+		hv->undo->n_old_caps = 0;
 	return r;
 }
 
@@ -116,20 +117,26 @@ static int set_parameters(struct qemu *hv, struct mf_error *err)
 	const char *mode = json_string_value(json_object_get(now, "mode"));
 	if (mode && strcmp(mode, "normal") != 0)
 		(void)json_object_set_new(want, "mode", json_string("normal"));
-	json_t *old = json_object();
+	qmp_autojson old = json_object();
 	const char *key;
 	json_t *value;
 	json_object_foreach(want, key, value)
 	{
 		(void)json_object_set(old, key, json_object_get(now, key));
 	}
-	r = qemu_command(hv, "migrate-set-parameters", json_incref(want), NULL, err);
-	if (r < 0) {
-		json_decref(old);
-		return r;
+	char *kept = hv->undo->old_params;
+	size_t len = json_dumpb(old, kept, QEMU_PARAMS_MAX - 1, JSON_COMPACT);
+	if (!len || len >= QEMU_PARAMS_MAX) {
+		kept[0] = '\0';
+		return base_error(err, -ENOMEM, MF_SCOPE_HOST,
+				  "QEMU (pid %d): its migration parameters are too long to keep",
+				  (int)hv->pid);
 	}
-	hv->old_params = old;
-	return 0;
+	kept[len] = '\0';
+	r = qemu_command(hv, "migrate-set-parameters", json_incref(want), NULL, err);
+	if (r < 0)
+		kept[0] = '\0';
+	return r;
 }
 
 int qemu_apply_settings(struct qemu *hv, struct mf_error *err)
@@ -145,17 +152,20 @@ int qemu_apply_settings(struct qemu *hv, struct mf_error *err)
 int qemu_restore_settings(struct qemu *hv, struct mf_error *err)
 {
 	int r = 0;
-	if (hv->old_params)
-		r = qemu_command(hv, "migrate-set-parameters", BASE_TAKE_PTR(hv->old_params), NULL,
-				 err);
-	if (hv->n_old_caps) {
+	if (hv->undo->old_params[0]) {
+		r = qemu_command(hv, "migrate-set-parameters",
+				 json_loads(hv->undo->old_params, 0, NULL), NULL, err);
+		hv->undo->old_params[0] = '\0';
+	}
+	if (hv->undo->n_old_caps) {
 		json_t *list = json_array();
-		for (unsigned i = 0; i < hv->n_old_caps; i++)
-			(void)json_array_append_new(list, capability_entry(hv->old_caps[i].name,
-									   hv->old_caps[i].value));
+		for (unsigned i = 0; i < hv->undo->n_old_caps; i++)
+			(void)json_array_append_new(list,
+						    capability_entry(hv->undo->old_caps[i].name,
+								     hv->undo->old_caps[i].value));
 		int r2 = qemu_command(hv, "migrate-set-capabilities",
 				      json_pack("{s:o}", "capabilities", list), NULL, err);
-		hv->n_old_caps = 0;
+		hv->undo->n_old_caps = 0;
 		r = r < 0 ? r : r2;
 	}
 	return r;

@@ -932,6 +932,46 @@ static void closes_what_an_earlier_one_left(void **state)
 	vm_stop(&vm);
 }
 
+/* Exit status of a program that did not come to its killing. */
+enum { NOT_KILLED = 1 };
+
+static void hold_and_die(const struct vm *vm)
+{
+	char spec[80];
+	struct mf_adapter a = { 0 };
+	struct mf_guest described;
+	struct mf_guard *guard = NULL;
+	struct mf_guard_params p = {
+		.size = sizeof(p),
+		.run_dir = vm->dir,
+		.session = "held",
+	};
+	(void)snprintf(spec, sizeof(spec), "qemu:%s", vm->qmp);
+	if (mf_guest_open(spec, MF_SOURCE, &a, NULL) == 0 &&
+	    mf_guard_start(&a, &p, &guard, NULL) == 0 && guard &&
+	    a.ops->describe(a.hv, &described, NULL) == 0 &&
+	    a.ops->prepare(a.hv, MF_SOURCE, NULL) == 0 && a.ops->hold(a.hv, NULL) == 0)
+		(void)raise(SIGKILL);
+	_exit(NOT_KILLED);
+}
+
+/* Stopped by a program that is killed before it lets go. */
+static void a_guardian_lets_go(void **state)
+{
+	(void)state;
+	struct vm vm;
+	start_source(&vm);
+	pid_t pid = fork();
+	if (pid == 0)
+		hold_and_die(&vm);
+	int status;
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_true(WIFSIGNALED(status));
+	vm_expect_running(&vm, 1);
+	vm_expect_state(&vm, "running", true);
+	vm_stop(&vm);
+}
+
 int main(int argc, char **argv)
 {
 	kernel = argc > 1 ? argv[1] : NULL;
@@ -973,6 +1013,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(survives_the_death_of_either_side),
 		cmocka_unit_test(opens_and_closes_userfaultfds),
 		cmocka_unit_test(closes_what_an_earlier_one_left),
+		cmocka_unit_test(a_guardian_lets_go),
 	};
 	if (argc > 2)
 		cmocka_set_test_filter(argv[2]);

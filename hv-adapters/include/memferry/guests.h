@@ -24,6 +24,31 @@ mf_guest_open(const char *spec, enum mf_side side, struct mf_adapter *ret, struc
 /** Closes what mf_guest_open() opened; a zeroed struct is left alone. */
 __attribute__((visibility("default"))) void mf_guest_close(struct mf_adapter *adapter);
 
+struct mf_guard;
+
+struct mf_guard_params {
+	size_t size;         /**< sizeof(struct mf_guard_params) of whoever fills it */
+	const char *run_dir; /**< the session's; it exists */
+	const char *session; /**< the session's name, as in its report */
+	const char *stale;   /**< a file to remove when the program was killed, or NULL */
+};
+
+/**
+ * Source: a small process of its own that brings the guest back should this program be killed before the hand-off is
+ * committed; after it, it leaves the guest alone.  For guests in processes of their own that outlive the program; for
+ * others there is nothing to guard, and *ret is NULL.
+ *
+ * Forks, so the program should have no other threads yet.  Before the session is run.  @p params and what is in it are
+ * not needed afterwards.
+ */
+__attribute__((visibility("default"))) int mf_guard_start(const struct mf_adapter *guest,
+							  const struct mf_guard_params *params,
+							  struct mf_guard **ret,
+							  struct mf_error *err);
+
+/** Says goodbye and waits until it is gone.  After mf_guest_close(), which gives up what is left.  NULL: nothing. */
+__attribute__((visibility("default"))) void mf_guard_end(struct mf_guard *guard);
+
 #ifdef __cplusplus
 }
 #endif

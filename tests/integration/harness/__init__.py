@@ -3,7 +3,8 @@
 from .case import Case, main
 from .memferry import Memferry
 from .process import Failed, Process, timeout
+from .relay import Relay
 from .qemu import Beat, Qemu, Ram, accelerators
 from . import wire
 
-__all__ = ["Beat", "Case", "Failed", "Memferry", "Process", "Qemu", "Ram", "accelerators", "main", "timeout", "wire"]
+__all__ = ["Beat", "Case", "Failed", "Memferry", "Process", "Qemu", "Ram", "Relay", "accelerators", "main", "timeout", "wire"]

@@ -4,7 +4,8 @@ import struct
 
 MAGIC = b"MFC1"
 # Fields of Control.
-HELLO, WELCOME, ABORT = 1, 2, 18
+HELLO, WELCOME, DESCRIBE, VERDICTS, PREPARE, PREPARED, RAIL_JOINED, ROUND, SWITCHOVER = range(1, 10)
+READY, COMMIT, RUNNING, DONE, BYE, ABORT = range(13, 19)
 
 
 def varint(n):
@@ -35,6 +36,11 @@ def welcome(version):
     return message(WELCOME, (1, version), (2, "memferry 99.0"))
 
 
+def kind_of(body):
+    """Which field of Control."""
+    return body[0] >> 3 | (body[1] << 4 if body[0] & 128 else 0)
+
+
 def read_message(connection):
     """(which field of Control, its bytes), or None at the end."""
     head = connection.recv(8, 0x100)  # MSG_WAITALL
@@ -44,4 +50,4 @@ def read_message(connection):
         raise ValueError(f"no message begins with {head!r}")
     size = struct.unpack("<I", head[4:])[0]
     body = connection.recv(size, 0x100)
-    return body[0] >> 3 | (body[1] << 4 if body[0] & 128 else 0), body
+    return kind_of(body), body
