@@ -38,9 +38,13 @@ char *qemu_human(struct qemu *hv, const char *line, struct mf_error *err)
 			     &text, err);
 	if (r < 0)
 		return NULL;
-	char *copy = json_is_string(text) ? strdup(json_string_value(text)) : NULL;
-	if (!copy)
+	if (!json_is_string(text)) {
 		(void)base_error(err, -EPROTO, MF_SCOPE_HOST, "QEMU has no answer to \"%s\"", line);
+		return NULL;
+	}
+	char *copy = strdup(json_string_value(text));
+	if (!copy)
+		(void)base_error(err, -ENOMEM, MF_SCOPE_HOST, "QEMU: no memory");
 	return copy;
 }
 
