@@ -7,34 +7,11 @@ import signal
 import time
 from pathlib import Path
 
-from harness import Case, Failed, Ram, Relay, main, timeout, wire
+from harness import Case, Ram, Relay, await_gone, main, timeout, wire
 from harness.qemu import MIB
 
 GUEST = {"ram": (Ram(64 * MIB),), "guest": "hot=8M rate=32M data=24M"}
 SLOW = "--mode", "precopy", "--max-bandwidth", "8M"
-
-
-def guardian_of(process):
-    for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-        if Path(f"/proc/{pid}/comm").read_text().strip() == "memferry-guard":
-            return int(pid)
-    raise Failed(f"{process.name} has no guardian")
-
-
-def userfaultfds(pid):
-    n = 0
-    for link in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            n += "userfaultfd" in os.readlink(link)
-        except OSError:
-            pass
-    return n
-
-
-def settings(qemu):
-    """What a move changes of QEMU's migration."""
-    monitor = qemu.monitor()
-    return monitor("query-migrate-capabilities"), monitor("query-migrate-parameters")
 
 
 class Guard(Case):
@@ -44,7 +21,7 @@ class Guard(Case):
 
     def start(self, *args, kind=0, **options):
         self.source, self.destination = self.pair(**{**GUEST, **options})
-        self.before = settings(self.source)
+        self.before = self.source.settings()
         self.receiver = self.receive(self.destination, "--peer-timeout", "3000")
         self.relay = self.keep_relay(Relay(self.receiver.address(), kind))
         self.sender = self.send(self.relay.address, self.source, *args)
@@ -54,22 +31,15 @@ class Guard(Case):
         return relay
 
     def kill_sender(self):
-        self.guardian = guardian_of(self.sender)
+        self.guardian = self.sender.guardian()
         self.sender.signal(signal.SIGKILL)
         self.assertEqual(self.sender.wait(), -signal.SIGKILL)
 
-    def await_end(self, pid):
-        """Nobody here is its parent, so that only /proc tells."""
-        deadline = time.monotonic() + timeout()
-        while Path(f"/proc/{pid}").exists():
-            self.assertLess(time.monotonic(), deadline, "the guardian does not end")
-            time.sleep(0.01)
-
     def assert_back(self, status="running"):
-        self.await_end(self.guardian)
+        await_gone(self.guardian)
         self.assertEqual(self.source.status(), status)
-        self.assertEqual(userfaultfds(self.source.pid), 0)
-        self.assertEqual(settings(self.source), self.before)
+        self.assertEqual(self.source.userfaultfds(), 0)
+        self.assertEqual(self.source.settings(), self.before)
         self.assertEqual(list(self.source_run.iterdir()), [])
         if status == "running":
             self.assert_unharmed(self.source)
@@ -137,7 +107,7 @@ class Guard(Case):
         self.start("--mode", "precopy", kind=wire.COMMIT)
         self.relay.wait_met()
         self.kill_sender()
-        self.await_end(self.guardian)
+        await_gone(self.guardian)
         self.assertEqual(self.source.status(), "postmigrate")
         records = [p for p in self.source_run.iterdir() if p.name.endswith(".source.record")]
         self.assertEqual(len(records), 1)
@@ -148,22 +118,22 @@ class Guard(Case):
         self.start("--mode", "postcopy", kind=wire.DONE)
         self.relay.wait_met()
         self.kill_sender()
-        self.await_end(self.guardian)
+        await_gone(self.guardian)
         self.assertNotEqual(self.source.status(), "running")
         self.destination.more_beats()
 
     def test_a_guest_that_its_user_paused_stays_paused(self):
         self.source, self.destination = self.pair(**GUEST)
         self.source.monitor()("stop")
-        self.before = settings(self.source)
+        self.before = self.source.settings()
         self.receiver = self.receive(self.destination, "--peer-timeout", "3000")
         self.relay = self.keep_relay(Relay(self.receiver.address(), wire.READY))
         self.sender = self.send(self.relay.address, self.source, "--mode", "precopy")
         self.relay.wait_met()
         self.kill_sender()
-        self.await_end(self.guardian)
+        await_gone(self.guardian)
         self.assertIn(self.source.status(), ("paused", "postmigrate"))
-        self.assertEqual(settings(self.source), self.before)
+        self.assertEqual(self.source.settings(), self.before)
         self.source.monitor()("cont")
         self.assert_unharmed(self.source)
 
@@ -171,7 +141,7 @@ class Guard(Case):
         """Ctrl-C reaches the whole group: send cancels, its guardian is none the worse, and ends with it."""
         self.start(*SLOW)
         self.sender.event("phase", phase="precopy")
-        guardian = guardian_of(self.sender)
+        guardian = self.sender.guardian()
         for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT:
             os.kill(guardian, number)
         self.assertTrue(Path(f"/proc/{guardian}").exists())
@@ -184,7 +154,7 @@ class Guard(Case):
     def test_ends_with_a_move_that_works(self):
         self.start("--mode", "precopy", "--verify", "full")
         self.sender.event("phase", phase="precopy")
-        guardian = guardian_of(self.sender)
+        guardian = self.sender.guardian()
         self.assert_moved(self.source, self.destination, self.sender, self.receiver)
         self.assertFalse(Path(f"/proc/{guardian}").exists())
 
@@ -192,7 +162,7 @@ class Guard(Case):
         """Then it is as if there were none: the move works."""
         self.start("--mode", "precopy", "--max-bandwidth", "24M", "--verify", "full")
         self.sender.event("phase", phase="precopy")
-        os.kill(guardian_of(self.sender), signal.SIGKILL)
+        os.kill(self.sender.guardian(), signal.SIGKILL)
         self.tell("cutover")
         self.assert_moved(self.source, self.destination, self.sender, self.receiver)
 

@@ -2,9 +2,9 @@
 """Moves real guests between real QEMUs by the real command, and looks at what became of them."""
 from .case import Case, main
 from .memferry import Memferry
-from .process import Failed, Process, timeout
+from .process import Failed, Process, await_gone, timeout
 from .relay import Relay
 from .qemu import Beat, Qemu, Ram, accelerators
 from . import wire
 
-__all__ = ["Beat", "Case", "Failed", "Memferry", "Process", "Qemu", "Ram", "Relay", "accelerators", "main", "timeout", "wire"]
+__all__ = ["Beat", "Case", "Failed", "Memferry", "Process", "Qemu", "Ram", "Relay", "accelerators", "await_gone", "main", "timeout", "wire"]

@@ -2,6 +2,7 @@
 """The memferry command, its events, and its report."""
 import json
 import os
+from pathlib import Path
 
 from .process import Failed, Process
 
@@ -37,6 +38,13 @@ class Memferry(Process):
             lambda: next((e for e in self.events if e.get("event") == "notice" and word in e.get("text", "")), None),
             limit,
         )
+
+    def guardian(self):
+        """send of a QEMU guest: the process that would bring it back."""
+        for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split():
+            if Path(f"/proc/{pid}/comm").read_text().strip() == "memferry-guard":
+                return int(pid)
+        raise Failed(f"{self.name} has no guardian\n{self.transcript()}")
 
     def address(self):
         """receive: where it listens."""

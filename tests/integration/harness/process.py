@@ -6,6 +6,7 @@ import signal
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -18,6 +19,15 @@ class Failed(AssertionError):
 def timeout(seconds=60.0):
     """A generous limit for something that takes a moment; MEMFERRY_TEST_SLOWNESS multiplies it."""
     return seconds * float(os.environ.get("MEMFERRY_TEST_SLOWNESS", "1"))
+
+
+def await_gone(pid, limit=None):
+    """A process that is nobody's child here: only /proc tells of its end."""
+    deadline = time.monotonic() + (limit or timeout())
+    while Path(f"/proc/{pid}").exists():
+        if time.monotonic() > deadline:
+            raise Failed(f"process {pid} does not end")
+        time.sleep(0.01)
 
 
 def _die_with_parent():

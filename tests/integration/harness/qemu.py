@@ -117,6 +117,20 @@ class Qemu(Process):
     def status(self):
         return self.monitor()("query-status")["status"]
 
+    def settings(self):
+        """What a move changes of its migration."""
+        return self.monitor()("query-migrate-capabilities"), self.monitor()("query-migrate-parameters")
+
+    def userfaultfds(self):
+        """How many are open in it."""
+        n = 0
+        for link in Path(f"/proc/{self.pid}/fd").iterdir():
+            try:
+                n += "userfaultfd" in os.readlink(link)
+            except OSError:
+                pass  # closed meanwhile
+        return n
+
     # What the test guest says.
 
     @property

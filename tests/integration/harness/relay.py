@@ -9,6 +9,7 @@ of them.
 KIND: field of Control (engine/wire/control.proto), 0: none. It says LISTEN address, and MET when the message has come.
 ACTION is done to the first of its kind:
     hold    neither it nor what follows it in that direction passes
+    wait    the same, until a line comes on standard input
     cut     the connections are closed in its place
     else    bytes in hexadecimal, sent in its place
 """
@@ -39,6 +40,10 @@ def pump(source, sink, kind, action, met):
             continue
         met.set()
         print("MET", flush=True)
+        if action == "wait":
+            sys.stdin.readline()
+            sink.sendall(head + body)
+            continue
         if action == "hold":
             while source.recv(65536):
                 pass
@@ -90,6 +95,9 @@ class Relay:
 
     def wait_met(self):
         self.process.wait_line("MET")
+
+    def go_on(self):
+        self.process.type("\n")
 
     def kill(self):
         self.process.kill()

@@ -5,7 +5,9 @@ import struct
 MAGIC = b"MFC1"
 # Fields of Control.
 HELLO, WELCOME, DESCRIBE, VERDICTS, PREPARE, PREPARED, RAIL_JOINED, ROUND, SWITCHOVER = range(1, 10)
+BITMAP = 10
 READY, COMMIT, RUNNING, DONE, BYE, ABORT = range(13, 19)
+PIECES = 28
 
 
 def varint(n):
