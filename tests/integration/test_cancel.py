@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-2-Clause
-"""Until the hand-off every end of a move leaves the guest running at the source, and a second move succeeds."""
+"""A move that is cancelled leaves the guest running at the source, and a second move succeeds. What fails: test_matrix_failure.py."""
 import signal
 import socket
 
@@ -95,55 +95,6 @@ class Cancel(Case):
         self.tell("cancel", run=self.destination_run)
         self.destination.signal(signal.SIGCONT)
         self.finish("canceled")
-
-    def test_destination_killed_in_precopy(self):
-        self.start_precopy()
-        self.receiver.signal(signal.SIGKILL)
-        self.finish("peer", "ECONNRESET", "EPIPE", "ENOTCONN")
-
-    def test_destination_killed_in_switchover(self):
-        self.start_switchover()
-        self.receiver.signal(signal.SIGKILL)
-        self.finish("peer", "ECONNRESET", "EPIPE", "ENOTCONN")
-
-    def test_destination_silent_in_precopy(self):
-        self.start_precopy()
-        self.receiver.signal(signal.SIGSTOP)
-        self.finish("peer", "ETIMEDOUT")
-
-    def test_destination_silent_in_switchover(self):
-        self.start_switchover()
-        self.receiver.signal(signal.SIGSTOP)
-        self.finish("peer", "ETIMEDOUT")
-
-    def test_destination_guest_killed_in_precopy(self):
-        self.start_precopy()
-        self.destination.signal(signal.SIGKILL)
-        self.destination.wait()
-        self.memferry("cutover", "cutover").wait()  # it may have noticed before
-        self.assert_aborted(self.sender)
-        self.assert_one_sentence(self.sender)
-        self.assertNotEqual(self.receiver.wait(), 0)
-        self.assert_unharmed(self.source)
-        self.assert_second_move()
-
-    def test_destination_guest_killed_in_switchover(self):
-        self.start_switchover()
-        self.destination.signal(signal.SIGKILL)
-        self.assert_aborted(self.sender)
-        self.assertNotEqual(self.receiver.wait(), 0)
-        self.assert_unharmed(self.source)
-        self.assert_second_move()
-
-    def test_source_command_killed(self):
-        """Nobody is left to put things right; the guest runs on all the same, and moves by the next try."""
-        self.start_precopy()
-        self.sender.signal(signal.SIGKILL)
-        self.sender.wait()
-        self.assertNotEqual(self.receiver.wait(), 0)
-        self.assertEqual(self.receiver.report["outcome"], "aborted")
-        self.assert_unharmed(self.source)
-        self.assert_second_move()
 
     def test_source_guest_killed(self):
         """There is nothing left to save, but both sides must say so and end."""
