@@ -474,7 +474,7 @@ int qemu_resume(struct qemu *hv, struct mf_error *err)
 int qemu_take_over(struct qemu *hv, bool *ret_runs, struct mf_error *err)
 {
 	char state[32];
-	assert(!hv->is_prepared && hv->move == QEMU_MOVE_NONE);
+	assert(!hv->undo->is_prepared && hv->undo->move == QEMU_MOVE_NONE);
 	int r = qemu_run_state(hv, state, sizeof(state), ret_runs, err);
 	if (r < 0)
 		return r;
@@ -486,11 +486,11 @@ int qemu_take_over(struct qemu *hv, bool *ret_runs, struct mf_error *err)
 			err, -MF_EREFUSED, MF_SCOPE_HOST,
 			"QEMU (pid %d) is in state %s: the guest of this move is not in it",
 			(int)hv->pid, state);
-	hv->is_prepared = true;
-	hv->move = QEMU_MOVE_DONE;
 	/* What was the case before is not known: a guest that was paused by its user runs. */
-	hv->was_running = true;
+	hv->undo->was_running = true;
 	qemu_assume_settings(hv);
+	hv->undo->move = QEMU_MOVE_DONE;
+	hv->undo->is_prepared = true;
 	return 0;
 }
 

@@ -173,13 +173,13 @@ int qemu_restore_settings(struct qemu *hv, struct mf_error *err)
 
 void qemu_assume_settings(struct qemu *hv)
 {
-	hv->n_old_caps = 0;
+	hv->undo->n_old_caps = 0;
 	for (size_t i = 0; i < BASE_ARRAY_LEN(capabilities); i++) {
 		enum need need = hv->side == MF_SOURCE ? capabilities[i].source
 						       : capabilities[i].destination;
 		if (need != ON)
 			continue;
-		struct qemu_capability *old = &hv->old_caps[hv->n_old_caps++];
+		struct qemu_capability *old = &hv->undo->old_caps[hv->undo->n_old_caps++];
 		(void)snprintf(old->name, sizeof(old->name), "%s", capabilities[i].name);
 		old->value = false;
 	}
