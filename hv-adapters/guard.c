@@ -143,11 +143,14 @@ static bool is_uncommitted(const struct watch *w)
 
 static void remove_leavings(const struct watch *w)
 {
-	char path[512];
-	int len = snprintf(path, sizeof(path), "%s/%s.source.record.new", w->params->run_dir,
-			   w->params->session);
-	if (len > 0 && (size_t)len < sizeof(path))
-		(void)unlink(path);
+	static const char *const names[] = { "record.new", "lock" };
+	for (size_t i = 0; i < BASE_ARRAY_LEN(names); i++) {
+		char path[512];
+		int len = snprintf(path, sizeof(path), "%s/%s.source.%s", w->params->run_dir,
+				   w->params->session, names[i]);
+		if (len > 0 && (size_t)len < sizeof(path))
+			(void)unlink(path);
+	}
 	if (w->params->stale)
 		(void)unlink(w->params->stale);
 }

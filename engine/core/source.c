@@ -382,10 +382,13 @@ static int source_fail(struct mf_session *s, int code, struct mf_error *err)
 
 /* The process before may have acted on an answer, and died before it was through: its guest has ended, or runs again.
  * An answer that fits is the end of the move; any other leaves all as it is. */
-static int ask_what_became(struct mf_session *s, bool runs, int code, struct mf_error *err)
+static int ask_what_became(struct mf_session *s, bool is_taken, bool runs, int code,
+			   struct mf_error *err)
 {
 	struct eng_answer answer = { MF__WIRE__ANSWER__STATE__UNKNOWN, false };
 	eng_set_state(s, ENG_RECOVER);
+	if (is_taken && !runs)
+		eng_guest_commit(s); /* whatever comes of it, closing the guest must not run it */
 	(void)eng_ask_peer(s, base_deadline_ms(s->params.connect_timeout_ms), &answer);
 	bool is_over = runs ? answer.state == MF__WIRE__ANSWER__STATE__ABORTED
 			    : answer.state == MF__WIRE__ANSWER__STATE__COMPLETE;
@@ -419,11 +422,12 @@ static int source_resume(struct mf_session *s, struct mf_error *err)
 	int r = eng_guest_describe(s, err);
 	if (r == 0)
 		r = eng_guest_take_over(s, &runs, err);
-	if (r == 0 && !runs)
+	bool is_taken = r == 0;
+	if (is_taken && !runs)
 		r = eng_memory_map(s, err);
 	s->stopped_us = base_now_us(); /* for all we know */
 	if (r < 0 || runs)
-		return ask_what_became(s, runs, r, err);
+		return ask_what_became(s, is_taken, runs, r, err);
 	s->prepared = true;
 	eng_memory_seed(s);
 	r = eng_source_recover(s, err);

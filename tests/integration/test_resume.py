@@ -134,9 +134,12 @@ class Resume(Case):
     def test_two_cannot_go_on_with_one_move(self):
         """The first one's lock tells, where QEMU's monitor, which serves one client at a time, has not told before."""
         self.start()
+        self.end(self.receiver)  # so that the first one cannot end meanwhile
+        self.sender.event("phase", phase="recover")
         second = self.send(self.address, self.source, "--resume", self.session)
         self.assertNotEqual(second.wait(), 0, second.transcript())
         self.assertRegex(self.assert_one_sentence(second), "goes on already|another client is connected")
+        self.resume_receive()
         self.assert_whole()
 
     def test_nothing_to_go_on_with(self):
