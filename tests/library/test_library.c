@@ -57,6 +57,7 @@ struct move {
 	const char *tracker;
 	size_t params_size; /* 0: this header's */
 	uint64_t peer_timeout_ms;
+	uint64_t recover_timeout_ms; /* 0: the default */
 
 	struct side side[2];
 	char run_dir[64];
@@ -137,6 +138,7 @@ static int create(struct side *side, const char *address, struct mf_error *err)
 		.transport = getenv("MEMFERRY_TEST_HOST") ? "verbs" : "tcp",
 		.insecure = true,
 		.peer_timeout_ms = m->peer_timeout_ms,
+		.recover_timeout_ms = m->recover_timeout_ms,
 		.on_event = on_event,
 		.ctx = side,
 		.tracker = m->tracker,
@@ -617,7 +619,7 @@ static void the_source_is_lost_in_postcopy(void **state)
 		struct move *m = &moves[kind];
 		struct side *dst = &m->side[MF_DESTINATION];
 		plan(m, BY_THREAD, MF_MODE_POSTCOPY);
-		m->peer_timeout_ms = 4000; /* this is waited for, three times, where nobody asks */
+		m->recover_timeout_ms = 3000; /* the source does not come back */
 		m->memory[MF_DESTINATION] = (enum inside_memory)kind;
 		inside_open(&dst->guest, m->memory[MF_DESTINATION]);
 		start(dst, here());
