@@ -59,10 +59,10 @@ class Failover(VerbsCase):
         self.assertEqual(send.event("transport")["transport"], "verbs")
         return send, receive
 
-    def under_way(self, send):
-        """Pages have gone in this phase."""
+    def under_way(self, send, least=1):
+        """Pages have gone in this phase, so many bytes."""
         send.wait_until("progress", lambda: any(
-            e["event"] == "progress" and e["phase"] == "precopy" and e["done_bytes"] for e in send.events))
+            e["event"] == "progress" and e["phase"] == "precopy" and e["done_bytes"] >= least for e in send.events))
 
     @staticmethod
     def moved(report, field, value):
@@ -127,7 +127,8 @@ class Failover(VerbsCase):
         """Both carry pages; one is lost, the other goes on, and TCP is not needed."""
         self.add_second()
         send, receive = self.start("demo:48M,dirty=1M", "--mode", "precopy", *SLOW)
-        self.under_way(send)
+        # They are held to one rate together, turn about: by then each of four lanes has had some.
+        self.under_way(send, 8 * MIB)
         link_down()
         said = send.notice("lost")["text"]
         self.assertIn(DEVICE, said)
