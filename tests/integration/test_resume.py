@@ -13,8 +13,8 @@ import signal
 import time
 from pathlib import Path
 
-from harness import Case, Ram, main, timeout
-from harness.network import Link
+from harness import Case, Memferry, Ram, main, timeout
+from harness.hosts import TwoHosts
 from harness.qemu import MIB
 
 # What is missing takes ten seconds and more: the guest's data at the destination's limit.
@@ -187,19 +187,20 @@ class Resume(Case):
 
     def test_cut_link(self):
         """Longer than both sides take for a lost peer; nobody has to do anything."""
-        link = Link(self)
+        hosts = TwoHosts()
+        self.addCleanup(hosts.kill)
         self.source, self.destination = self.pair(**GUEST)
-        self.receiver = self.keep(link.memferry(
-            1, "receive", self.destination_run, "receive", "--listen", f"{link.address(1)}:0", "--guest",
-            f"qemu:{self.destination.qmp_path}", "--insecure", *SLOW, *ALERT))
-        self.sender = self.keep(link.memferry(
-            0, "send", self.source_run, "send", self.receiver.address(), "--guest", f"qemu:{self.source.qmp_path}",
-            "--insecure", "--mode", "postcopy", *ALERT))
+        self.receiver = self.keep(Memferry(
+            "receive", self.destination_run, "receive", "--listen", f"{hosts.destination}:0", "--guest",
+            f"qemu:{self.destination.qmp_path}", "--insecure", *SLOW, *ALERT, within=hosts.at_destination()))
+        self.sender = self.keep(Memferry(
+            "send", self.source_run, "send", self.receiver.address(), "--guest", f"qemu:{self.source.qmp_path}",
+            "--insecure", "--mode", "postcopy", *ALERT, within=hosts.at_source()))
         self.sender.event("phase", phase="postcopy")
-        link.set("down")
+        hosts.cut()
         self.sender.event("phase", phase="recover")
         self.receiver.event("phase", phase="recover")
-        link.set("up")
+        hosts.mend()
         self.assert_whole()
         self.assertGreaterEqual(self.receiver.report["recoveries"], 1)
 

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Hosts of a test's own on one machine: a network namespace, a host name and an /etc/hosts each, joined by a bridge."""
 import re
-import subprocess
 from pathlib import Path
 
-from .memferry import Memferry
 from .process import Failed, Process, timeout
 
 NETWORK = "10.77.0"
@@ -100,34 +98,3 @@ class Network:
 
     def transcript(self):
         return self.process.transcript()
-
-
-
-class Link:
-    """Two namespaces, 0 and 1, joined by one link that can be cut.  Processes in them are of our own PID namespace."""
-
-    def __init__(self, case):
-        self._holders = [case.keep(Process(f"namespace {i}", [
-            "unshare", "--net", "sh", "-c", "ip link set lo up && echo up && exec sleep infinity"])) for i in (0, 1)]
-        for holder in self._holders:
-            holder.wait_line("up", limit=timeout())
-        self._run(0, "ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", str(self._holders[1].pid))
-        for i in (0, 1):
-            self._run(i, "ip", "address", "add", f"{self.address(i)}/24", "dev", "eth0")
-            self._run(i, "ip", "link", "set", "eth0", "up")
-
-    @staticmethod
-    def address(number):
-        return f"10.88.0.{number + 1}"
-
-    def _within(self, number, *argv):
-        return ["nsenter", "-t", str(self._holders[number].pid), "-n", *argv]
-
-    def _run(self, number, *argv):
-        subprocess.run(self._within(number, *argv), check=True, capture_output=True)
-
-    def set(self, state):
-        self._run(0, "ip", "link", "set", "eth0", state)
-
-    def memferry(self, number, name, run_dir, *args):
-        return Memferry(name, run_dir, *args, within=self._within(number))
