@@ -41,9 +41,7 @@ static int welcome(struct mf_session *s, struct mf_error *err)
 	const Mf__Wire__Hello *h = hello->hello;
 	if (h->version_min > ENG_PROTOCOL_VERSION || h->version_max < ENG_PROTOCOL_VERSION)
 		r = refuse_version(s, h, err);
-	/* The name becomes part of file names. */
-	else if (!h->session[0] || strlen(h->session) >= MF_SESSION_NAME_MAX ||
-		 strspn(h->session, "0123456789abcdef") != strlen(h->session))
+	else if (!eng_is_session_name(h->session))
 		r = base_error(err, -MF_EPEER, MF_SCOPE_SESSION,
 			       "the source's session has no valid name");
 	if (r == 0) {
@@ -96,8 +94,7 @@ static int wait_for_source(struct mf_session *s, struct wire_acceptor *acceptor,
 	}
 	if (r < 0)
 		return r;
-	wire_peer_name(wire_channel_fd(s->channel), s->peer_name, sizeof(s->peer_name));
-	wire_local_host(wire_channel_fd(s->channel), s->local_host, sizeof(s->local_host));
+	eng_note_addresses(s, wire_channel_fd(s->channel));
 	eng_emit(s, MF_EVENT_CONNECTED, "%s", s->peer_name);
 	return 0;
 }

@@ -395,6 +395,8 @@ int eng_send_plain(struct mf_session *s, Mf__Wire__Control__BodyCase body, struc
 void eng_send_abort(struct mf_session *s, const struct mf_error *why);
 /* Closes the control channel: the peer is not to wait for more.  Without one: nothing. */
 void eng_hang_up(struct mf_session *s);
+/* Of a control channel's socket: ours, which lanes use, too, and the other's. */
+void eng_note_addresses(struct mf_session *s, int fd);
 struct wire_channel_params eng_channel_params(const struct mf_session *s);
 /* Destination: whoever connects has so long to secure the channel and to say what it wants. */
 int eng_open_acceptor(struct mf_session *s, uint64_t patience_ms,
@@ -407,6 +409,8 @@ int eng_wait_job(struct mf_session *s, struct eng_job *job, struct mf_error *err
 uint64_t eng_timeout(const struct mf_session *s); /* deadline for one answer of the peer */
 /* A round, or the pulling, begins with so much to do. */
 void eng_update_progress(struct mf_session *s, uint32_t round, uint64_t round_bytes);
+/* Names become part of file names. */
+bool eng_is_session_name(const char *name);
 /* The session is called so, for reports and files. */
 void eng_name_session(struct mf_session *s, const char *name);
 

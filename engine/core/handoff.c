@@ -43,8 +43,7 @@ int eng_ask_peer(struct mf_session *s, uint64_t deadline_us, struct eng_answer *
 	int r = wire_connect(s->host, s->port, -1, deadline_us, &fd, NULL);
 	if (r < 0)
 		return r;
-	wire_local_host(fd, s->local_host, sizeof(s->local_host));
-	wire_peer_name(fd, s->peer_name, sizeof(s->peer_name));
+	eng_note_addresses(s, fd);
 	const struct wire_channel_params params = eng_channel_params(s);
 	struct wire_channel *ch;
 	r = wire_channel_open(&fd, &params, &ch, NULL);
@@ -137,8 +136,7 @@ int eng_answer_next(struct mf_session *s, struct wire_acceptor *acceptor, uint64
 		return r < 0 ? -EAGAIN : 0;
 	}
 	s->channel = ch;
-	wire_local_host(wire_channel_fd(ch), s->local_host, sizeof(s->local_host));
-	wire_peer_name(wire_channel_fd(ch), s->peer_name, sizeof(s->peer_name));
+	eng_note_addresses(s, wire_channel_fd(ch));
 	return 1;
 }
 

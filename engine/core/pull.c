@@ -546,6 +546,11 @@ static int map_zeroes(struct eng_pull *p, struct mf_error *err)
 	return 0;
 }
 
+static void present_path(const struct mf_session *s, char *ret, size_t cap)
+{
+	(void)snprintf(ret, cap, "%s/%s.present", s->run_dir, s->report.session);
+}
+
 static uint64_t present_bytes(const struct mf_session *s)
 {
 	uint64_t bytes = 0;
@@ -690,8 +695,7 @@ static int create_pull(struct mf_session *s, struct eng_pull **ret, struct mf_er
 		return base_error(err, -ENOMEM, MF_SCOPE_SESSION, "out of memory");
 	p->session = s;
 	*ret = p;
-	(void)snprintf(p->present_path, sizeof(p->present_path), "%s/%s.present", s->run_dir,
-		       s->report.session);
+	present_path(s, p->present_path, sizeof(p->present_path));
 	p->fault_job.run = serve_faults;
 	p->fault_job.ctx = p;
 	p->fault_job.even_failed = true; /* lets the loading guest through */
@@ -889,7 +893,7 @@ int eng_pull_all(struct mf_session *s, struct eng_pull *p, struct mf_error *err)
 void eng_present_remove(const struct mf_session *s)
 {
 	char path[512];
-	(void)snprintf(path, sizeof(path), "%s/%s.present", s->run_dir, s->report.session);
+	present_path(s, path, sizeof(path));
 	(void)unlink(path);
 }
 
@@ -906,7 +910,7 @@ void eng_pull_abandon(struct mf_session *s, struct eng_pull *p)
 	stop_jobs(p);
 	if (s->pager && p->armed)
 		pgr_disarm(s->pager);
-	(void)unlink(p->present_path);
+	eng_present_remove(s);
 	release(p);
 	eng_close_userfaultfds(s);
 }

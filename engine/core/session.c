@@ -294,6 +294,12 @@ static void tell_refused(void *ctx, const char *why)
 	eng_refused(ctx, why);
 }
 
+void eng_note_addresses(struct mf_session *s, int fd)
+{
+	wire_local_host(fd, s->local_host, sizeof(s->local_host));
+	wire_peer_name(fd, s->peer_name, sizeof(s->peer_name));
+}
+
 struct wire_channel_params eng_channel_params(const struct mf_session *s)
 {
 	return (struct wire_channel_params){
@@ -415,9 +421,7 @@ static int check_params(const struct mf_session_params *p, struct mf_error *err)
 			"--safe-postcopy: mode %s has no rounds after which few pages are "
 			"missing; use hybrid",
 			mf_mode_name(p->mode));
-	/* The name becomes part of file names. */
-	if (p->resume && (!p->resume[0] || strlen(p->resume) >= MF_SESSION_NAME_MAX ||
-			  strspn(p->resume, "0123456789abcdef") != strlen(p->resume)))
+	if (p->resume && !eng_is_session_name(p->resume))
 		return base_error(err, -MF_EUSAGE, MF_SCOPE_HOST,
 				  "--resume: '%.40s' is not a session's name, which has only 0 to "
 				  "9 and a to f",
@@ -428,6 +432,12 @@ static int check_params(const struct mf_session_params *p, struct mf_error *err)
 			"transport '%s' is not in this build; `memferry devices` shows what is",
 			p->transport);
 	return 0;
+}
+
+bool eng_is_session_name(const char *name)
+{
+	size_t len = strlen(name);
+	return len && len < MF_SESSION_NAME_MAX && strspn(name, "0123456789abcdef") == len;
 }
 
 void eng_name_session(struct mf_session *s, const char *name)

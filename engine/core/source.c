@@ -30,8 +30,7 @@ static int open_channel(struct mf_session *s, struct mf_error *err)
 	}
 	if (r < 0)
 		return r;
-	wire_local_host(fd, s->local_host, sizeof(s->local_host));
-	wire_peer_name(fd, s->peer_name, sizeof(s->peer_name));
+	eng_note_addresses(s, fd);
 	const struct wire_channel_params params = eng_channel_params(s);
 	r = wire_channel_open(&fd, &params, &s->channel, err);
 	/* It has a deadline of its own. */
@@ -313,8 +312,6 @@ static int await_done(struct mf_session *s, struct mf_error *err)
 static int source_finish(struct mf_session *s, struct mf_error *err)
 {
 	struct mf_error why = { 0 };
-	/* It was answered that all is there. */
-	bool asked = s->recover.deadline_us && s->state == ENG_FINISHING;
 	int r = 0;
 	eng_tracker_stop(s);
 	while (s->state == ENG_POSTCOPY && (r = await_done(s, &why)) < 0) {
@@ -322,11 +319,10 @@ static int source_finish(struct mf_session *s, struct mf_error *err)
 		r = eng_source_recover(s, err);
 		if (r < 0)
 			return r;
-		asked = true;
-		r = 0;
 	}
-	/* Without post-copy the destination was whole when it said RUNNING: Done only reports. */
-	if (s->state == ENG_FINISHING && !asked)
+	/* Without post-copy the destination was whole when it said RUNNING: Done only reports.  One that was asked has
+	 * answered that it is. */
+	if (s->state == ENG_FINISHING && !s->recover.deadline_us)
 		r = await_done(s, NULL);
 	eng_guest_finish(s);
 	eng_record_remove(s);

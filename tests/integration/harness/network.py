@@ -98,3 +98,4 @@ class Network:
 
     def transcript(self):
         return self.process.transcript()
+
