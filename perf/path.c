@@ -62,7 +62,7 @@ int path_pick(const struct tp_ops *ops, const struct path_wish *wish, struct tp_
 int path_local(const struct tp_ops *ops, const struct path_wish *wish, struct tp_path *ret,
 	       struct mf_error *err)
 {
-	if (!(ops->caps & TP_CAP_TARGET_PROGRESS) || wish->device)
+	if (ops->caps & TP_CAP_BY_PATH || wish->device)
 		return path_pick(ops, wish, ret, err);
 	*ret = (struct tp_path){ .up = true, .gid_index = -1 };
 	(void)snprintf(ret->address, sizeof(ret->address), "%s", wish->own);

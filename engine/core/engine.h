@@ -499,7 +499,7 @@ void eng_place_bind(const struct eng_lane *lane);
 /* TCP needs no device to be found: it runs between the control channel's addresses. */
 static inline bool eng_goes_by_paths(const struct tp_ops *tp)
 {
-	return !(tp->caps & TP_CAP_TARGET_PROGRESS);
+	return tp->caps & TP_CAP_BY_PATH;
 }
 
 /* pairing.c: which pairs of addresses lanes run between. */
