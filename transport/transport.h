@@ -113,7 +113,7 @@ struct tp_domain_params {
 	uint64_t silence_ms; /* a peer that acknowledges nothing for so long is lost; 0: 3 s */
 	bool on_demand;      /* register without pinning, where the device can; else as ever */
 	uint32_t receives;   /* receives per lane that may be posted at a time; 0: none */
-	const struct tp_seal *seal; /* sealed transports only; copied */
+	const struct tp_seal *seal; /* sealed transports only; NULL: for no lanes.  Copied */
 };
 
 struct tp_limits {

@@ -74,6 +74,10 @@ const struct cli_option cli_option_table[] = {
 	  "secure the control channel by the pre-shared key in this file, the same on both hosts; see FILES" },
 	{ "insecure", NULL, CLI_FLAG, NULL, 0, 0, MOVING, AT(insecure),
 	  "permit a control channel that is neither encrypted nor authenticated" },
+	{ "encrypt", NULL, CLI_FLAG, NULL, 0, 0, MOVING, AT(encrypt),
+	  "send: encrypt pages on their way, by the threads of both hosts; receive: take no others" },
+	{ "integrity", NULL, CLI_FLAG, NULL, 0, 0, MOVING, AT(integrity),
+	  "the same, but only so that nobody can change pages on their way" },
 	{ "resume", "SESSION", CLI_TEXT, NULL, 0, 0, V(RECEIVE) | V(SEND), AT(resume),
 	  "go on with this move, whose process on this host has died after the hand-off; see RECOVERY" },
 	{ "recover-timeout", "MS", CLI_NUMBER, "300000", 1, 86400000, V(RECEIVE) | V(SEND), AT(recover_timeout_ms),
@@ -341,6 +345,12 @@ static int check_security(const struct cli_options *o, struct mf_error *err)
 	if (o->tls_peers && !o->tls_dir)
 		return base_usage_error(
 			err, "--tls-peer: names stand in certificates, it goes with --tls-dir");
+	if ((o->encrypt || o->integrity) && o->insecure)
+		return base_usage_error(
+			err,
+			"--%s: its keys come from a secured control channel; use --tls-dir or "
+			"--psk instead of --insecure",
+			o->encrypt ? "encrypt" : "integrity");
 	if (!o->tls_dir && !o->psk && !o->insecure)
 		return base_usage_error(
 			err, "--tls-dir: the control channel must be secured by --tls-dir DIR or "

@@ -287,6 +287,7 @@ json_t *cli_json_report(const struct mf_report *r)
 	put(o, "mode", text(mf_mode_name(r->mode)));
 	put(o, "transport", text(r->transport));
 	put(o, "transport_reason", text(r->transport_reason));
+	put(o, "sealing", text(mf_sealing_name(r->sealing)));
 	put(o, "tracker", text(r->tracker));
 	put(o, "total_ms", number(r->total_ms));
 	put(o, "downtime_ms", number(r->downtime_ms));

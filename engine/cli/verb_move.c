@@ -108,6 +108,9 @@ static int create_session(struct move *move, struct mf_error *err)
 		.tls_dir = o->tls_dir,
 		.tls_peers = o->tls_peers,
 		.psk = o->psk,
+		.sealing = o->encrypt     ? MF_SEALING_ENCRYPT
+			   : o->integrity ? MF_SEALING_INTEGRITY
+					  : MF_SEALING_NONE,
 		.resume = o->resume,
 		.safe_postcopy_pages = o->safe_postcopy,
 		.recover_timeout_ms = o->recover_timeout_ms,

@@ -140,6 +140,7 @@ int eng_destination_send_verdicts(struct mf_session *s, bool with_findings, stru
 	body.refused = with_findings && eng_preflight_verdict(s, NULL) < 0;
 	body.transport = (char *)rep->transport;
 	body.transport_reason = (char *)rep->transport_reason;
+	body.sealing = rep->sealing;
 	msg.body_case = WIRE_BODY(VERDICTS);
 	msg.verdicts = &body;
 	return eng_send(s, &msg, err);
@@ -161,7 +162,9 @@ static int destination_check(struct mf_session *s, struct plan *plan, struct mf_
 	eng_preflight_local(s);
 	eng_preflight_peer(s, d->guest);
 	struct mf_error why = { 0 };
-	if (eng_rails_pair(s, d, &why) < 0)
+	if (eng_sealing_follow(s, d->sealing, &why) < 0)
+		eng_finding(s, MF_REFUSE, "sealing", "%s", why.msg);
+	else if (eng_rails_pair(s, d, &why) < 0)
 		eng_finding(s, MF_REFUSE, "transport", "%s", why.msg);
 	else
 		eng_emit(s, MF_EVENT_TRANSPORT, "%s: %s", s->report.transport,
@@ -569,6 +572,7 @@ static void forget_source(struct mf_session *s)
 	s->peer_gave_up = false;
 	rep->session[0] = rep->transport_reason[0] = '\0';
 	rep->transport = "";
+	rep->sealing = MF_SEALING_NONE;
 	pthread_mutex_lock(&s->progress_lock);
 	s->progress.session[0] = '\0';
 	pthread_mutex_unlock(&s->progress_lock);

@@ -265,6 +265,7 @@ struct mf_session {
 	char host[MF_ADDRESS_MAX];
 	uint16_t port;
 	uint8_t token[TP_TOKEN_SIZE];
+	struct tp_seal seal; /* report.sealing, and its key */
 	char *address, *run_dir, *transport, *tracker_name;
 
 	struct mf_guest guest;
@@ -659,6 +660,16 @@ int eng_source_recover(struct mf_session *s, struct mf_error *err);
 /* 0: pages come again (ENG_POSTCOPY).  Negative: ENG_PAUSED. */
 int eng_destination_recover(struct mf_session *s, struct mf_error *err);
 
+/* sealing.c */
+/* Destination: what the source asks for, by number; or -MF_EREFUSED. */
+int eng_sealing_follow(struct mf_session *s, uint32_t asked, struct mf_error *err);
+/* Source: that the destination does. */
+int eng_sealing_confirm(const struct mf_session *s, uint32_t agreed, struct mf_error *err);
+/* For the lanes of this connection. */
+int eng_sealing_take_key(struct mf_session *s, struct mf_error *err);
+/* By kind, sealing where that was agreed on; NULL: not built. */
+const struct tp_ops *eng_find_transport(const struct mf_session *s, const char *kind);
+
 /* verify.c */
 int eng_verify_send(struct mf_session *s, struct mf_error *err);
 int eng_verify_receive(struct mf_session *s, const Mf__Wire__Hashes *h, uint64_t *pages_left,
@@ -683,8 +694,6 @@ void eng_finding(struct mf_session *s, enum mf_verdict verdict, const char *subj
 int eng_preflight_verdict(const struct mf_session *s, struct mf_error *err);
 /* What stands in the way of pinning so many bytes more: -ENOMEM and a sentence with the figures. */
 int eng_check_memlock(uint64_t bytes, struct mf_error *err);
-/* By kind; NULL: not built. */
-const struct tp_ops *eng_find_transport(const struct mf_session *s, const char *kind);
 /* 0: lanes can be opened on this address of ours; otherwise err says why not. */
 int eng_try_transport(const struct tp_ops *tp, const char *local, struct mf_error *err);
 

@@ -192,6 +192,8 @@ static int read_again(struct mf_session *s, struct mf_error *err)
 		return r;
 	r = check_regions(s, msg->describe->guest, err);
 	if (r == 0)
+		r = eng_sealing_follow(s, msg->describe->sealing, err);
+	if (r == 0)
 		r = eng_rails_pair(s, msg->describe, err);
 	wire_msg_free(msg);
 	if (r < 0) {

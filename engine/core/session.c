@@ -393,6 +393,11 @@ static int check_security(const struct mf_session_params *p, struct mf_error *er
 	if (p->tls_peers && !p->tls_dir)
 		return base_usage_error(
 			err, "names of peers (tls_peers) stand in certificates: they need tls_dir");
+	if (p->sealing && p->insecure)
+		return base_usage_error(
+			err,
+			"sealing: its keys come from a secured control channel; give tls_dir or "
+			"psk instead of insecure");
 	return 0;
 }
 
@@ -404,6 +409,7 @@ static int check_params(const struct mf_session_params *p, struct mf_error *err)
 			    : !p->guest.ops                                     ? "no guest"
 			    : (unsigned)p->mode >= MF_MODE_COUNT                ? "no such mode"
 			    : (unsigned)p->verify > MF_VERIFY_FULL              ? "no such verify"
+			    : (unsigned)p->sealing > MF_SEALING_ENCRYPT         ? "no such sealing"
 			    : p->side != MF_SOURCE && p->side != MF_DESTINATION ? "no such side"
 			    : p->lanes > ENG_LANES_MAX ? "more than 64 lanes"
 						       : NULL;
@@ -536,6 +542,9 @@ int mf_session_create(const struct mf_session_params *given, struct mf_session *
 		return r;
 	s->report.side = s->progress.side = params->side;
 	s->report.mode = params->mode;
+	/* A destination does what the source asks for. */
+	if (params->side == MF_SOURCE)
+		s->report.sealing = s->params.sealing;
 	s->report.transport = "";
 	if (params->resume) {
 		eng_name_session(s, params->resume);

@@ -99,6 +99,7 @@ int eng_source_describe(struct mf_session *s, struct mf_error *err)
 	body.mode = s->params.mode;
 	body.verify = s->params.verify == MF_VERIFY_FULL;
 	body.check_only = s->params.check_only;
+	body.sealing = s->report.sealing;
 	int r = eng_rails_offer_paths(s, &body, err);
 	msg.body_case = WIRE_BODY(DESCRIBE);
 	msg.describe = &body;
@@ -121,6 +122,8 @@ int eng_source_take_verdicts(struct mf_session *s, struct mf_error *err)
 	r = eng_preflight_verdict(s, err);
 	if (r == 0 && v->refused)
 		r = base_error(err, -MF_EREFUSED, MF_SCOPE_SESSION, "the destination refused");
+	if (r == 0)
+		r = eng_sealing_confirm(s, v->sealing, err);
 	if (r == 0)
 		r = eng_rails_take(s, v, err);
 	if (r == 0) {

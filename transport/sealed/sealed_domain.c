@@ -41,12 +41,12 @@ static int domain_open(const struct tp_ops *ops, const struct tp_domain_params *
 						.receives = SEALED_RECEIVES };
 	struct tp_limits limits;
 
-	assert(params->seal && params->seal->sealing != TP_SEAL_NONE);
 	struct sealed_domain *domain = calloc(1, sizeof(*domain));
 	if (!domain)
 		return base_error_sys(err, -ENOMEM, MF_SCOPE_HOST, "sealed transport");
 	domain->base.ops = ops;
-	domain->seal = *params->seal;
+	if (params->seal)
+		domain->seal = *params->seal;
 	domain->depth = params->depth < SEALED_DEPTH_MAX ? params->depth : SEALED_DEPTH_MAX;
 	(void)pthread_rwlock_init(&domain->lock, NULL);
 	int r = tp_domain_open(table->inner, &inner, &domain->inner, err);
@@ -217,6 +217,7 @@ static void listener_close(struct tp_listener *base)
 static int accept_lane(struct tp_listener *listener, const uint8_t token[TP_TOKEN_SIZE],
 		       uint64_t deadline_us, struct tp_lane **ret_lane, struct mf_error *err)
 {
+	assert(to_domain(listener->domain)->seal.sealing != TP_SEAL_NONE);
 	for (;;) {
 		struct tp_lane *inner;
 		int r = tp_accept(inner_listener(listener), token, deadline_us, &inner, err);
@@ -236,6 +237,7 @@ static int connect_lane(struct tp_domain *domain, const char *addr,
 			struct tp_lane **ret_lane, struct mf_error *err)
 {
 	struct tp_lane *inner;
+	assert(to_domain(domain)->seal.sealing != TP_SEAL_NONE);
 	int r = tp_connect(to_domain(domain)->inner, addr, token, lane_id, deadline_us, &inner,
 			   err);
 	if (r == 0) {

@@ -89,6 +89,14 @@ enum mf_outcome {
 	MF_OUTCOME_CHECKED, /**< check_only: nothing was moved */
 };
 
+/** How pages are protected on their way, by keys that come from the secured control channel.  Their bytes are copied and
+ *  sealed by the lanes' threads on both hosts: no device writes into the guest then. */
+enum mf_sealing {
+	MF_SEALING_NONE,
+	MF_SEALING_INTEGRITY, /**< nobody in between can change them unnoticed */
+	MF_SEALING_ENCRYPT,   /**< nor read them */
+};
+
 enum mf_request {
 	MF_REQUEST_CANCEL, /**< abort, before the commit; in MF_PHASE_RECOVER: stop looking for the peer */
 	MF_REQUEST_CUTOVER, /**< switch over after this round, whatever the downtime (warm, pre-copy) */
@@ -178,6 +186,7 @@ struct mf_report {
 	enum mf_mode mode;
 	const char *transport; /**< "tcp", "verbs"; "" before one was chosen */
 	char transport_reason[320];
+	enum mf_sealing sealing;
 	char tracker[16]; /**< source: what told the guest's writes; "" when nothing had to */
 	uint64_t total_ms;
 	uint64_t downtime_ms; /**< pause to resume; source: until RUNNING arrived */
@@ -266,6 +275,8 @@ struct mf_session_params {
 	/** Source: post-copy only when at most so many pages of 4 KiB are missing: what nobody survives, the loss of the
 	 *  source's monitor or host before the last page, is a matter of moments then.  0: whenever it is decided. */
 	uint64_t safe_postcopy_pages;
+	/** Source: what is done; destination: the least that it takes.  Not with insecure. */
+	enum mf_sealing sealing;
 };
 
 struct mf_session;
@@ -333,6 +344,7 @@ MF_API const char *mf_version(void);
 
 /** Stable names for reports and options: "hybrid", "precopy", … */
 MF_API const char *mf_mode_name(enum mf_mode mode);
+MF_API const char *mf_sealing_name(enum mf_sealing sealing);
 MF_API const char *mf_phase_name(enum mf_phase phase);
 MF_API const char *mf_outcome_name(enum mf_outcome outcome);
 /** "canceled", "peer", "ECONNREFUSED", …  */
