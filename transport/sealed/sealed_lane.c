@@ -712,6 +712,8 @@ int tp_sealed_lane_arm(struct tp_lane *base, int *ret_fd)
 		(void)progress(lane);
 		if (has_something(lane) || take_wake(lane))
 			return -EAGAIN;
+		if (lane->stuck != SEALED_SENDS) /* to be tried again: no event tells when */
+			return -EAGAIN;
 		if (tp_lane_arm(lane->inner, ret_fd) == 0) {
 			lane->slept = true;
 			return 0;
@@ -728,12 +730,14 @@ int tp_sealed_lane_wait(struct tp_lane *base, uint64_t deadline_us)
 		(void)progress(lane);
 		if (has_something(lane) || take_wake(lane))
 			return 0;
-		bool may_sleep = base_left_ms(deadline_us);
-		if (r < 0 || !may_sleep)
+		if ((r < 0 && r != -ETIMEDOUT) || !base_left_ms(deadline_us))
 			return r < 0 ? r : -ETIMEDOUT;
 		count(&lane->stats.waits, 1);
 		lane->slept = true;
-		r = tp_lane_wait(lane->inner, deadline_us);
+		/* What met a full queue is tried again, as its room is no event. */
+		uint64_t soon = base_deadline_ms(1);
+		bool is_long = lane->stuck == SEALED_SENDS || deadline_us < soon;
+		r = tp_lane_wait(lane->inner, is_long ? deadline_us : soon);
 	}
 }
 
