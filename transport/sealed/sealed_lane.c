@@ -514,24 +514,40 @@ static int make_keys(struct sealed_lane *lane, bool connects, const struct seale
 				   &lane->in);
 }
 
+/* Our first record proves that we have the key. */
+static int prove(struct sealed_lane *lane)
+{
+	if (is_stuck(lane) || !lane->free_acks.n)
+		return -EAGAIN; /* a queue too short for two messages */
+	send_record(lane, (struct sealed_head){ .kind = SEALED_ACK }, NULL);
+	return lane->failed;
+}
+
+static int see_proof(struct sealed_lane *lane, uint64_t deadline_us)
+{
+	struct tp_wc wc;
+	int r = await_message(lane, deadline_us, &wc);
+	if (r == 0)
+		r = take_record(lane, receive_buffer(lane, wc.cookie), wc.len);
+	return r < 0 ? r : post_receive(lane, wc.cookie);
+}
+
+/* Who accepts says last that it does: a connection that was made is a lane to both. */
 static int shake_hands(struct sealed_lane *lane, bool connects, uint64_t deadline_us)
 {
 	struct sealed_hello ours, theirs;
-	struct tp_wc wc;
 	int r = say_hello(lane, &ours);
 	if (r == 0)
 		r = hear_hello(lane, deadline_us, &theirs);
 	if (r == 0)
 		r = make_keys(lane, connects, &ours, &theirs);
-	if (r < 0)
-		return r;
-	if (is_stuck(lane) || !lane->free_acks.n)
-		return -EAGAIN; /* a queue too short for two messages */
-	send_record(lane, (struct sealed_head){ .kind = SEALED_ACK }, NULL);
-	r = lane->failed ? lane->failed : await_message(lane, deadline_us, &wc);
+	if (r == 0 && connects)
+		r = prove(lane);
 	if (r == 0)
-		r = take_record(lane, receive_buffer(lane, wc.cookie), wc.len);
-	return r < 0 ? r : post_receive(lane, wc.cookie);
+		r = see_proof(lane, deadline_us);
+	if (r == 0 && !connects)
+		r = prove(lane);
+	return r;
 }
 
 static int explain(int code, struct mf_error *err)
@@ -546,7 +562,7 @@ static int explain(int code, struct mf_error *err)
 				  "memferry with the same --encrypt or --integrity on both hosts");
 	default:
 		return base_error_sys(err, code, MF_SCOPE_LANE,
-				      "the peer did not answer on a sealed lane");
+				      "the peer refused a sealed lane, or did not answer on it");
 	}
 }
 

@@ -15,8 +15,8 @@
  * there are no more of them than that.
  *
  * A lane begins with a Hello each way, in the clear; the keys come from the session's and from both Hellos, which hold
- * fresh random bytes: no two lanes have the same, and a Hello that was changed makes keys that fit nothing.  Then each
- * side sends an Ack, and is no lane before it has opened the other's.
+ * fresh random bytes: no two lanes have the same, and a Hello that was changed makes keys that fit nothing.  Then who
+ * connected sends an Ack, who accepted opens it and sends its own: it is a lane to nobody who has not opened the other's.
  */
 #ifndef SEALED_PRIV_H
 #define SEALED_PRIV_H
