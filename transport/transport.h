@@ -28,7 +28,8 @@
  *  T8  A failed lane disturbs no other lane.
  *  T9  Memory is reachable to the peer only with the rights given at registration, and not
  *      at all after mr_dereg(): a late operation fails.
- *  T10 A connection without the right token is refused and never becomes a lane.
+ *  T10 A connection without the right token is refused and never becomes a lane.  The token itself is
+ *      not sent: what is shown admits the lane of that number only.
  *  T11 connect and accept return by their deadlines.  A refused or silent peer is an error.
  *      Accept lets a peer that has shown the token in time finish, for at most TP_FINISH_MS more.
  *  T12 A vanished peer fails the lane: each operation outstanding completes with an error.

@@ -384,9 +384,13 @@ static void accept_one(struct eng_rail *rail, struct tp_lane **tp, uint32_t *n)
 		rail->error = why;
 		return;
 	}
-	if (lane->id >= eng_lanes_per_rail(rail->session) || tp[lane->id]) {
+	/* A second one has heard how the first one was admitted. */
+	bool is_known = lane->id < eng_lanes_per_rail(rail->session);
+	if (!is_known || tp[lane->id]) {
 		tp_lane_shutdown(lane);
 		tp_lane_close(lane);
+		if (is_known)
+			return;
 		base_error(&rail->error, -MF_EPEER, MF_SCOPE_LANE,
 			   "the peer connected a lane that was not agreed on");
 		return;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * What is true of sealed lanes only (T15): whatever is done to a record on its way, nothing of it reaches memory, and the
+ * What is true of sealed lanes only (T15), and what admits any lane: whatever is done to a record on its way, nothing of it reaches memory, and the
  * lane fails; who has another key gets no lane.  The laws of all transports are held by conf_transport.
  */
 #include <errno.h>
@@ -17,6 +17,7 @@
 #include "transport/faulty/faulty.h"
 #include "transport/sealed/seal.h"
 #include "transport/sealed/sealed.h"
+#include "transport/token.h"
 
 #define KIB  1024u
 #define MIB  (1024u * KIB)
@@ -166,6 +167,37 @@ static void keys_are_renewed(void **state)
 	seal_free(out);
 	seal_free(in);
 	seal_free(late);
+}
+
+/* ---- what admits a lane ---- */
+
+/* By Python's hmac, of the token 00 01 … 1f. */
+static void proofs_are_of_one_lane(void **state)
+{
+	static const struct {
+		uint32_t lane;
+		const char *proof;
+	} known[] = {
+		{ 0, "cf0278f409523d95818a4abd9416e5f7f25867fb8b0b9332cb40e281442fb861" },
+		{ 1, "17beb262aa4f3d1cae5194b3ed1ed585fc7eda3466b7eff26498f46e9d35d24d" },
+		{ 0x01020304, "e60214467fbf10d3c78e2749b2f50e6cc59fa8ee5b8083b7be126dd0a4310181" },
+	};
+	uint8_t token[TP_TOKEN_SIZE], proof[TP_TOKEN_SIZE];
+	(void)state;
+	for (unsigned i = 0; i < TP_TOKEN_SIZE; i++)
+		token[i] = (uint8_t)i;
+	for (unsigned k = 0; k < BASE_ARRAY_LEN(known); k++) {
+		char hex[2 * TP_TOKEN_SIZE + 1];
+		assert_int_equal(tp_lane_proof(token, known[k].lane, proof), 0);
+		for (unsigned i = 0; i < TP_TOKEN_SIZE; i++)
+			(void)snprintf(hex + 2 * i, 3, "%02x", proof[i]);
+		assert_string_equal(hex, known[k].proof);
+		for (unsigned j = 0; j < BASE_ARRAY_LEN(known); j++)
+			assert_int_equal(tp_proves(proof, token, known[j].lane), j == k);
+		proof[k] ^= 1;
+		assert_false(tp_proves(proof, token, known[k].lane));
+	}
+	assert_false(tp_proves(token, token, 0));
 }
 
 /* ---- lanes ---- */
@@ -376,6 +408,7 @@ int main(void)
 		cmocka_unit_test(order_matters),
 		cmocka_unit_test(keys_are_of_one_lane_and_direction),
 		cmocka_unit_test(keys_are_renewed),
+		cmocka_unit_test(proofs_are_of_one_lane),
 		cmocka_unit_test_setup_teardown(a_changed_write_reaches_no_memory, set_up,
 						tear_down),
 		cmocka_unit_test_setup_teardown(a_changed_answer_reaches_no_memory, set_up,
