@@ -396,6 +396,8 @@ static int destination_switchover(struct mf_session *s, struct plan *plan, wire_
 	if (r == 0 && plan->postcopy)
 		r = eng_register_wait(s, err);
 	if (r == 0 && plan->postcopy)
+		r = eng_record_claim(s, err);
+	if (r == 0 && plan->postcopy)
 		r = eng_pull_start(s, &plan->pull, err);
 	if (r == 0)
 		r = take_state(s, err);

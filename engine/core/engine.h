@@ -627,6 +627,18 @@ void eng_pull_finish(struct mf_session *s, struct eng_pull *pull);
 void eng_present_remove(const struct mf_session *s);
 
 /* record.c: the hand-off on disk, and who may go on with it. */
+const char *eng_record_name(enum eng_record what);
+/* RUN_DIR/SESSION.SIDE.suffix */
+void eng_record_path(const char *run_dir, const char *session, enum mf_side side,
+		     const char *suffix, char *ret, size_t cap);
+/* 0, -EBADMSG, or why it cannot be opened. */
+int eng_record_parse(const char *path, const char *session, enum mf_side side,
+		     struct eng_record_entry *ret);
+/* A descriptor that holds it; -EWOULDBLOCK: somebody else has it.  flags: O_CREAT. */
+int eng_record_lock(const char *path, int flags);
+bool eng_record_is_held(const char *path);
+/* Takes the lock before there is a record: files of the session are in use from here on. */
+int eng_record_claim(struct mf_session *s, struct mf_error *err);
 /* On disk when it returns; takes the lock. */
 int eng_record_write(struct mf_session *s, enum eng_record what, bool postcopy,
 		     struct mf_error *err);

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Moves in post-copy whose processes are killed, and replaced by others."""
+import signal
+
+from .case import Case
+from .process import await_gone
+from .qemu import MIB, Ram
+from .relay import Relay
+
+# What is missing takes ten seconds and more: the guest's data at the destination's limit.
+GUEST = {"ram": (Ram(96 * MIB),), "guest": "hot=8M rate=16M data=64M"}
+SLOW = "--max-bandwidth", "6M"
+ALERT = "--peer-timeout", "2000", "--connect-timeout", "2000"
+
+
+class Resumed(Case):
+    """What a case needs to end processes of a move and to put others in their place."""
+
+    def start(self, *args):
+        """A move in post-copy whose guest runs at the destination."""
+        self.source, self.destination = self.pair(**GUEST)
+        self.receiver = self.receive(self.destination, *SLOW, *ALERT)
+        self.address = self.receiver.address()
+        self.sender = self.send(self.address, self.source, "--mode", "postcopy", *ALERT, *args)
+        self.receiver.event("running")
+        self.sender.event("phase", phase="postcopy")
+        self.session = self.tell_session()
+
+    def tell_session(self):
+        status = self.memferry("status", "status", run=self.destination_run)
+        self.assertEqual(status.wait(), 0)
+        return next(e["session"] for e in status.events if e["event"] == "status")
+
+    def resume_send(self):
+        self.sender = self.send(self.address, self.source, *ALERT, "--resume", self.session)
+        return self.sender
+
+    def resume_receive(self, *args):
+        self.receiver = self.memferry("receive", "receive", "--listen", self.address, "--guest",
+                                      f"qemu:{self.destination.qmp_path}", "--insecure", *SLOW, *ALERT, "--resume",
+                                      self.session, *args, run=self.destination_run)
+        return self.receiver
+
+    def end(self, process):
+        process.signal(signal.SIGKILL)
+        process.wait()
+
+    def assert_whole(self):
+        self.assertEqual((self.sender.wait(), self.receiver.wait()), (0, 0),
+                         self.sender.transcript() + self.receiver.transcript())
+        for side in self.sender, self.receiver:
+            self.assertEqual(side.report["outcome"], "completed", side.transcript())
+        self.assert_guest_moved(self.source, self.destination)
+        for run in self.source_run, self.destination_run:
+            self.tell("status", run=run)  # takes away the sockets of who was killed
+            self.assertEqual([p.name for p in run.iterdir()], [], "left in the run directory")
+
+    def start_held(self, kind, *args, **options):
+        """A move whose control channel stops at the first message of that kind, and whose sender is killed then."""
+        self.source, self.destination = self.pair(**{**GUEST, **options})
+        self.start_held_between(kind, *args)
+
+    def start_held_between(self, kind, *args):
+        self.receiver = self.receive(self.destination, *ALERT)
+        self.address = self.receiver.address()
+        self.relay = Relay(self.address, kind)
+        self.processes.append(self.relay.process)
+        self.sender = self.send(self.relay.address, self.source, *ALERT, *args)
+        self.relay.wait_met()
+        self.session = self.tell_session()
+        guardian = self.sender.guardian()
+        self.end(self.sender)
+        await_gone(guardian)
