@@ -294,6 +294,7 @@ struct mf_session {
 	bool prepared;                  /* the adapter was; abort() is owed */
 	int lock_fd;                    /* of the record; -1: none was written */
 	struct eng_record_entry record; /* --resume: what was found */
+	bool guest_has_ended;           /* --resume: no adapter, and nothing to be told of it */
 	bool guest_committed;           /* the adapter was told */
 	struct {
 		uint64_t deadline_us, pause_us; /* of this search for the peer */
@@ -370,6 +371,8 @@ ssize_t eng_guest_list_needs(struct mf_session *s, void *bytes, size_t cap, stru
 int eng_guest_check_needs(struct mf_session *s, const void *bytes, size_t len,
 			  struct mf_finding *ret, unsigned cap, struct mf_error *err);
 void eng_guest_take_written(struct mf_session *s); /* into todo */
+/* Its process is there; one that nobody has waited for yet counts as ended. */
+bool eng_process_lives(int pid);
 /* Of another process that has died; instead of prepare(). */
 int eng_guest_take_over(struct mf_session *s, bool *ret_runs, struct mf_error *err);
 int eng_guest_find_userfaultfd(struct mf_session *s, int *ret_fd, struct mf_error *err);
@@ -625,6 +628,7 @@ void eng_pull_leave(struct mf_session *s, struct eng_pull *pull);
 void eng_pull_finish(struct mf_session *s, struct eng_pull *pull);
 /* Who goes on after a crash does not need it any more: the record says that all is there. */
 void eng_present_remove(const struct mf_session *s);
+bool eng_present_exists(const struct mf_session *s);
 
 /* record.c: the hand-off on disk, and who may go on with it. */
 const char *eng_record_name(enum eng_record what);

@@ -6,8 +6,10 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -243,7 +245,7 @@ int eng_guest_resume(struct mf_session *s, struct mf_error *err)
 
 void eng_guest_commit(struct mf_session *s)
 {
-	if (s->guest_committed)
+	if (s->guest_committed || s->guest_has_ended)
 		return;
 	s->guest_committed = true;
 	(void)make(s, (struct call){ .what = COMMIT });
@@ -256,7 +258,8 @@ int eng_guest_abort(struct mf_session *s, struct mf_error *err)
 
 void eng_guest_finish(struct mf_session *s)
 {
-	(void)make(s, (struct call){ .what = FINISH });
+	if (!s->guest_has_ended)
+		(void)make(s, (struct call){ .what = FINISH });
 }
 
 int eng_guest_throttle(struct mf_session *s, unsigned percent, struct mf_error *err)
@@ -315,6 +318,13 @@ int eng_guest_check_needs(struct mf_session *s, const void *bytes, size_t len,
 					    .n_findings = cap,
 					    .err = err });
 	return n < (int)cap ? n : (int)cap;
+}
+
+bool eng_process_lives(int pid)
+{
+	base_autofd fd = pid > 0 ? (int)syscall(SYS_pidfd_open, pid, 0) : -1;
+	struct pollfd p = { .fd = fd, .events = POLLIN };
+	return fd < 0 ? pid > 0 && errno != ESRCH : poll(&p, 1, 0) == 0;
 }
 
 int eng_guest_take_over(struct mf_session *s, bool *ret_runs, struct mf_error *err)

@@ -14,7 +14,6 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -38,11 +37,6 @@ static const struct {
 };
 
 /* ---- what it means ---- */
-
-static bool process_lives(int pid)
-{
-	return pid > 0 && (kill(pid, 0) == 0 || errno == EPERM);
-}
 
 static bool exists(const char *path)
 {
@@ -125,7 +119,7 @@ static void judge(const char *run_dir, struct mf_leftover *l)
 	(void)snprintf(l->record, sizeof(l->record), "%s", eng_record_name(found.what));
 	l->postcopy = found.postcopy;
 	l->pid = found.pid;
-	l->guest_lives = process_lives(found.pid);
+	l->guest_lives = eng_process_lives(found.pid);
 	(void)snprintf(path, sizeof(path), "%s/%s.present", run_dir, l->session);
 	if (l->side == MF_SOURCE)
 		judge_source(l);

@@ -268,7 +268,8 @@ struct mf_session_params {
 	const char *
 		psk; /**< file with a pre-shared key of at least 128 bits, in hexadecimal; copied */
 	/** Go on with this session, whose process on this host has died after the hand-off began.  NULL: a new
-	 *  one; only for guests whose adapters can take them over (QEMU); not kept. */
+	 *  one; only for guests whose adapters can take them over (QEMU); not kept.  Where the guest's process has ended
+	 *  meanwhile, guest.ops is NULL: what can be said or done without it is. */
 	const char *resume;
 	/** How long the peer is looked for when the connection is lost after the commit; 0: 300 s. */
 	uint64_t recover_timeout_ms;

@@ -31,8 +31,8 @@ class Resumed(Case):
         self.assertEqual(status.wait(), 0)
         return next(e["session"] for e in status.events if e["event"] == "status")
 
-    def resume_send(self):
-        self.sender = self.send(self.address, self.source, *ALERT, "--resume", self.session)
+    def resume_send(self, *args):
+        self.sender = self.send(self.address, self.source, *ALERT, "--resume", self.session, *args)
         return self.sender
 
     def resume_receive(self, *args):
