@@ -255,6 +255,7 @@ enum eng_record {
 struct eng_record_entry {
 	enum eng_record what;
 	bool postcopy; /* pages were missing when the guest was handed over */
+	bool ran;      /* the guest, before it was paused: it is to run again */
 	int pid;       /* the guest's process */
 };
 
@@ -375,6 +376,8 @@ void eng_guest_take_written(struct mf_session *s); /* into todo */
 bool eng_process_lives(int pid);
 /* Of another process that has died; instead of prepare(). */
 int eng_guest_take_over(struct mf_session *s, bool *ret_runs, struct mf_error *err);
+/* Whether it ran when it was paused; from then on, at the destination from load_state() on. */
+bool eng_guest_ran(struct mf_session *s);
 int eng_guest_find_userfaultfd(struct mf_session *s, int *ret_fd, struct mf_error *err);
 
 /* session.c: its whole run; then events, requests, and waiting */

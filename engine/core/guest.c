@@ -39,6 +39,7 @@ struct call {
 		TAKE_WRITTEN,
 		TAKE_OVER,
 		FIND_USERFAULTFD,
+		RAN,
 	} what;
 	union {
 		bool *runs;
@@ -107,9 +108,11 @@ static int64_t perform(struct mf_session *s, void *arg)
 					  s->memory.region[i].todo);
 		return 0;
 	case TAKE_OVER:
-		return ops->take_over(hv, c->runs, c->err);
+		return ops->take_over(hv, s->record.ran, c->runs, c->err);
 	case FIND_USERFAULTFD:
 		return ops->find_userfaultfd(hv, c->fd, c->err);
+	case RAN:
+		return ops->ran(hv);
 	}
 	return -ENOSYS;
 }
@@ -346,6 +349,13 @@ int eng_guest_take_over(struct mf_session *s, bool *ret_runs, struct mf_error *e
 int eng_guest_find_userfaultfd(struct mf_session *s, int *ret_fd, struct mf_error *err)
 {
 	return (int)make(s, (struct call){ .what = FIND_USERFAULTFD, .fd = ret_fd, .err = err });
+}
+
+bool eng_guest_ran(struct mf_session *s)
+{
+	if (s->params.resume)
+		return s->record.ran;
+	return !s->ops.ran || make(s, (struct call){ .what = RAN });
 }
 
 void eng_guest_take_written(struct mf_session *s)

@@ -99,14 +99,13 @@ static int lock(struct mf_session *s, int flags)
 	return fd < 0 ? fd : 0;
 }
 
-static void say(const struct mf_session *s, enum eng_record what, bool postcopy,
-		char text[TEXT_MAX])
+static void say(struct mf_session *s, enum eng_record what, bool postcopy, char text[TEXT_MAX])
 {
 	(void)snprintf(text, TEXT_MAX,
-		       "{\"version\":2,\"session\":\"%s\",\"side\":\"%s\",\"state\":\"%s\","
-		       "\"postcopy\":%s,\"pid\":%d,\"peer\":\"%s\",\"time\":%lld}\n",
+		       "{\"version\":3,\"session\":\"%s\",\"side\":\"%s\",\"state\":\"%s\","
+		       "\"postcopy\":%s,\"ran\":%s,\"pid\":%d,\"peer\":\"%s\",\"time\":%lld}\n",
 		       s->report.session, side_name(s->params.side), names[what],
-		       postcopy ? "true" : "false",
+		       postcopy ? "true" : "false", eng_guest_ran(s) ? "true" : "false",
 		       s->guest.pid ? (int)s->guest.pid : s->record.pid, s->peer_name,
 		       (long long)time(NULL));
 }
@@ -162,7 +161,7 @@ int eng_record_write(struct mf_session *s, enum eng_record what, bool postcopy,
 int eng_record_parse(const char *path, const char *session, enum mf_side side,
 		     struct eng_record_entry *ret)
 {
-	char text[512], of[MF_SESSION_NAME_MAX], at[16], state[16], postcopy[8];
+	char text[512], of[MF_SESSION_NAME_MAX], at[16], state[16], postcopy[8], ran[8];
 	base_autofd fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
 		return -errno;
@@ -170,16 +169,17 @@ int eng_record_parse(const char *path, const char *session, enum mf_side side,
 	text[n > 0 ? n : 0] = '\0';
 	*ret = (struct eng_record_entry){ .what = ENG_RECORD_COUNT };
 	if (sscanf(text,
-		   "{\"version\":2,\"session\":\"%39[0-9a-f]\",\"side\":\"%15[a-z]\",\"state\":\"%"
+		   "{\"version\":3,\"session\":\"%39[0-9a-f]\",\"side\":\"%15[a-z]\",\"state\":\"%"
 		   "15[a-z]\","
-		   "\"postcopy\":%7[a-z],\"pid\":%d,",
-		   of, at, state, postcopy, &ret->pid) == 5 &&
+		   "\"postcopy\":%7[a-z],\"ran\":%7[a-z],\"pid\":%d,",
+		   of, at, state, postcopy, ran, &ret->pid) == 6 &&
 	    !strcmp(of, session) && !strcmp(at, side_name(side))) {
 		for (int i = 0; i < ENG_RECORD_COUNT; i++) {
 			if (!strcmp(state, names[i]))
 				ret->what = (enum eng_record)i;
 		}
 		ret->postcopy = !strcmp(postcopy, "true");
+		ret->ran = !strcmp(ran, "true");
 	}
 	return ret->what == ENG_RECORD_COUNT ? -EBADMSG : 0;
 }

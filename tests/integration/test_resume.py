@@ -13,7 +13,7 @@ import signal
 import time
 from pathlib import Path
 
-from harness import Memferry, main, timeout
+from harness import Memferry, main, timeout, wire
 from harness.hosts import TwoHosts
 from harness.resumed import ALERT, GUEST, SLOW, Resumed
 
@@ -141,6 +141,45 @@ class Resume(Resumed):
         if was_ready:
             self.assertEqual(receive.wait(), 1, receive.transcript())
             self.assertEqual(receive.report["outcome"], "aborted")
+
+    def kill_owner(self, paused):
+        """Of the destination, when its record says that the guest is its own, and QEMU has not been told to run it."""
+        self.start_by_relay(wire.COMMIT, "wait", "--mode", "precopy", paused=paused)
+        self.destination.signal(signal.SIGSTOP)  # it is asked for its state first
+        self.relay.go_on()
+        record = self.destination_run / f"{self.session}.destination.record"
+        deadline = time.monotonic() + timeout(10)
+        while json.loads(record.read_text())["state"] != "owner":
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.001)
+        self.end(self.receiver)
+        self.destination.signal(signal.SIGCONT)
+        self.assertEqual(self.destination.status(), "paused")
+        self.assertEqual(json.loads(record.read_text())["ran"], not paused)
+        self.resume_receive()
+
+    def test_owner_killed_before_the_guest_ran(self):
+        self.kill_owner(paused=False)
+        self.assert_whole()
+
+    def test_owner_killed_before_a_guest_that_its_user_had_paused(self):
+        self.kill_owner(paused=True)
+        self.assertEqual((self.sender.wait(), self.receiver.wait()), (0, 0),
+                         self.sender.transcript() + self.receiver.transcript())
+        self.assertEqual(self.destination.status(), "paused")
+        self.destination.monitor()("cont")
+        self.assert_guest_moved(self.source, self.destination)
+
+    def test_a_guest_that_its_user_had_paused_comes_back_paused(self):
+        """Nobody at the source but the record knows that it was."""
+        self.start_held(wire.COMMIT, "--mode", "precopy", paused=True)
+        self.assertEqual(self.receiver.wait(), 1, self.receiver.transcript())
+        self.resume_receive()
+        self.resume_send()
+        self.assert_aborted(self.sender)
+        self.assertIn(self.source.status(), ("paused", "postmigrate"))
+        self.source.monitor()("cont")
+        self.assert_unharmed(self.source)
 
     def test_cut_link(self):
         """Longer than both sides take for a lost peer; nobody has to do anything."""

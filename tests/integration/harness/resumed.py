@@ -55,19 +55,22 @@ class Resumed(Case):
             self.tell("status", run=run)  # takes away the sockets of who was killed
             self.assertEqual([p.name for p in run.iterdir()], [], "left in the run directory")
 
-    def start_held(self, kind, *args, **options):
-        """A move whose control channel stops at the first message of that kind, and whose sender is killed then."""
-        self.source, self.destination = self.pair(**{**GUEST, **options})
-        self.start_held_between(kind, *args)
-
-    def start_held_between(self, kind, *args):
+    def start_by_relay(self, kind, action, *args, paused=False):
+        """A move whose control channel stops at the first message of that kind; paused: its user has paused the guest."""
+        self.source, self.destination = self.pair(**GUEST)
+        if paused:
+            self.source.monitor()("stop")
         self.receiver = self.receive(self.destination, *ALERT)
         self.address = self.receiver.address()
-        self.relay = Relay(self.address, kind)
+        self.relay = Relay(self.address, kind, action)
         self.processes.append(self.relay.process)
         self.sender = self.send(self.relay.address, self.source, *ALERT, *args)
         self.relay.wait_met()
         self.session = self.tell_session()
+
+    def start_held(self, kind, *args, paused=False):
+        """The same, and its sender is killed then."""
+        self.start_by_relay(kind, "hold", *args, paused=paused)
         guardian = self.sender.guardian()
         self.end(self.sender)
         await_gone(guardian)
