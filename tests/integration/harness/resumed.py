@@ -16,12 +16,14 @@ ALERT = "--peer-timeout", "2000", "--connect-timeout", "2000"
 class Resumed(Case):
     """What a case needs to end processes of a move and to put others in their place."""
 
+    guest, slow, alert = GUEST, SLOW, ALERT
+
     def start(self, *args):
         """A move in post-copy whose guest runs at the destination."""
-        self.source, self.destination = self.pair(**GUEST)
-        self.receiver = self.receive(self.destination, *SLOW, *ALERT)
+        self.source, self.destination = self.pair(**self.guest)
+        self.receiver = self.receive(self.destination, *self.slow, *self.alert)
         self.address = self.receiver.address()
-        self.sender = self.send(self.address, self.source, "--mode", "postcopy", *ALERT, *args)
+        self.sender = self.send(self.address, self.source, "--mode", "postcopy", *self.alert, *args)
         self.receiver.event("running")
         self.sender.event("phase", phase="postcopy")
         self.session = self.tell_session()
@@ -32,12 +34,12 @@ class Resumed(Case):
         return next(e["session"] for e in status.events if e["event"] == "status")
 
     def resume_send(self, *args):
-        self.sender = self.send(self.address, self.source, *ALERT, "--resume", self.session, *args)
+        self.sender = self.send(self.address, self.source, *self.alert, "--resume", self.session, *args)
         return self.sender
 
     def resume_receive(self, *args):
         self.receiver = self.memferry("receive", "receive", "--listen", self.address, "--guest",
-                                      f"qemu:{self.destination.qmp_path}", "--insecure", *SLOW, *ALERT, "--resume",
+                                      f"qemu:{self.destination.qmp_path}", "--insecure", *self.slow, *self.alert, "--resume",
                                       self.session, *args, run=self.destination_run)
         return self.receiver
 
@@ -57,14 +59,14 @@ class Resumed(Case):
 
     def start_by_relay(self, kind, action, *args, paused=False):
         """A move whose control channel stops at the first message of that kind; paused: its user has paused the guest."""
-        self.source, self.destination = self.pair(**GUEST)
+        self.source, self.destination = self.pair(**self.guest)
         if paused:
             self.source.monitor()("stop")
-        self.receiver = self.receive(self.destination, *ALERT)
+        self.receiver = self.receive(self.destination, *self.alert)
         self.address = self.receiver.address()
         self.relay = Relay(self.address, kind, action)
         self.processes.append(self.relay.process)
-        self.sender = self.send(self.relay.address, self.source, *ALERT, *args)
+        self.sender = self.send(self.relay.address, self.source, *self.alert, *args)
         self.relay.wait_met()
         self.session = self.tell_session()
 
