@@ -366,7 +366,7 @@ static int check_whole(const struct cli_options *o, struct mf_error *err)
 {
 	bool moves = MOVING & 1u << o->verb;
 
-	if (o->verb == CLI_FORGET && !o->operand)
+	if (o->verb == CLI_FORGET && !(o->operand && o->operand[0]))
 		return base_usage_error(err, "SESSION: forget needs a move's name; memferry status "
 					     "lists what was left");
 	if (!moves)

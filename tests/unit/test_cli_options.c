@@ -253,6 +253,8 @@ static void errors_are_one_sentence_about_one_argument(void **state)
 		{ "recover a b", "'b': recover takes only one [SESSION], and 'a' was it" },
 		{ "forget", "SESSION: forget needs a move's name; memferry status lists what was "
 			    "left" },
+		{ "forget ", "SESSION: forget needs a move's name; memferry status lists what was "
+			     "left" },
 		{ "status a b", "'b': status takes only one [SESSION], and 'a' was it" },
 		{ "cancel --insecure",
 		  "--insecure: cancel does not take it; it belongs to receive, send and check" },
