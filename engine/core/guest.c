@@ -327,7 +327,9 @@ bool eng_process_lives(int pid)
 {
 	base_autofd fd = pid > 0 ? (int)syscall(SYS_pidfd_open, pid, 0) : -1;
 	struct pollfd p = { .fd = fd, .events = POLLIN };
-	return fd < 0 ? pid > 0 && errno != ESRCH : poll(&p, 1, 0) == 0;
+	if (fd < 0)
+		return pid <= 0 || errno != ESRCH; /* nobody can say that it has ended */
+	return poll(&p, 1, 0) == 0;
 }
 
 int eng_guest_take_over(struct mf_session *s, bool *ret_runs, struct mf_error *err)

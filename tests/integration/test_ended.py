@@ -79,6 +79,12 @@ class Ended(Resumed):
             self.tell("forget", self.session, run=run)
         self.assert_empty()
 
+    def test_source_ends_while_send_has_its_memory(self):
+        """A process that has mapped it keeps it."""
+        self.start()
+        self.source.kill()
+        self.assert_whole()
+
     def test_a_monitor_that_cannot_be_reached_is_no_end(self):
         self.start()
         self.end(self.sender)

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -143,6 +144,27 @@ static void each_record_means_what_it_should(void **state)
 	}
 }
 
+/* Children that nobody has waited for have ended; of what is no process nobody knows that it has. */
+static void a_guest_has_ended_for_certain(void **state)
+{
+	struct mf_leftover l;
+	siginfo_t info;
+	(void)state;
+	pid_t pid = fork();
+	if (pid == 0)
+		_exit(0);
+	assert_int_equal(waitid(P_PID, (id_t)pid, &info, WEXITED | WNOWAIT), 0);
+	put_record("source", "committed", true, pid);
+	find_one(&l);
+	assert_false(l.guest_lives);
+	assert_int_equal(waitpid(pid, NULL, 0), pid);
+	put_record("source", "committed", true, 0);
+	find_one(&l);
+	assert_true(l.guest_lives && l.needed);
+	assert_int_equal(mf_forget(run_dir, SESSION, true, NULL), 0);
+	expect_empty();
+}
+
 static void files_without_a_record_go(void **state)
 {
 	static const char *const files[] = { "source.lock", "source.record.new", "destination.lock",
@@ -206,6 +228,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(each_record_means_what_it_should),
+		cmocka_unit_test(a_guest_has_ended_for_certain),
 		cmocka_unit_test(files_without_a_record_go),
 		cmocka_unit_test(who_holds_the_lock_is_let_alone),
 		cmocka_unit_test(others_are_not_touched),
