@@ -14,7 +14,7 @@
 
 #define MOVING  (V(RECEIVE) | V(SEND) | V(CHECK))
 #define LEADING (V(SEND) | V(CHECK))
-#define TALKING (V(STATUS) | V(CANCEL) | V(CUTOVER) | V(POSTCOPY) | V(RECOVER))
+#define TALKING (V(STATUS) | V(CANCEL) | V(CUTOVER) | V(POSTCOPY) | V(RECOVER) | V(FORGET))
 
 /* clang-format off */
 const struct cli_verb_info cli_verbs[CLI_VERB_COUNT] = {
@@ -34,6 +34,8 @@ const struct cli_verb_info cli_verbs[CLI_VERB_COUNT] = {
 			   "switch to post-copy after this round" },
 	[CLI_RECOVER]  = { "recover", "[SESSION]", "",
 			   "post-copy: drop the connection and connect anew, at once" },
+	[CLI_FORGET]   = { "forget", "SESSION", "",
+			   "remove what a move that has ended on this host has left" },
 	[CLI_DEVICES]  = { "devices", "", "",
 			   "show what pages could move over, what auto picks, and why" },
 	[CLI_HELP]     = { "help", "[VERB]", "",
@@ -90,6 +92,8 @@ const struct cli_option cli_option_table[] = {
 	  "a connection over RDMA that nobody acknowledges for so long is lost" },
 	{ "on-demand", NULL, CLI_FLAG, NULL, 0, 0, MOVING, AT(on_demand),
 	  "let the RDMA device fault memory in instead of pinning it, where it can (ODP)" },
+	{ "force", NULL, CLI_FLAG, NULL, 0, 0, V(FORGET), AT(force),
+	  "forget also what the other host or the guest may need yet; see RECOVERY" },
 	{ "run-dir", "DIR", CLI_TEXT, NULL, 0, 0, MOVING | TALKING, AT(run_dir),
 	  "where a running move keeps its socket and records; see FILES" },
 	{ "json", NULL, CLI_FLAG, NULL, 0, 0, MOVING | TALKING | V(DEVICES), AT(json),
@@ -362,6 +366,9 @@ static int check_whole(const struct cli_options *o, struct mf_error *err)
 {
 	bool moves = MOVING & 1u << o->verb;
 
+	if (o->verb == CLI_FORGET && !(o->operand && o->operand[0]))
+		return base_usage_error(err, "SESSION: forget needs a move's name; memferry status "
+					     "lists what was left");
 	if (!moves)
 		return 0;
 	if (o->verb == CLI_RECEIVE && !o->listen)

@@ -23,6 +23,7 @@ enum cli_verb {
 	CLI_CUTOVER,
 	CLI_POSTCOPY,
 	CLI_RECOVER,
+	CLI_FORGET,
 	CLI_DEVICES,
 	CLI_HELP,
 	CLI_VERB_COUNT,
@@ -82,6 +83,7 @@ struct cli_options {
 	bool insecure;
 	bool encrypt, integrity;
 	bool on_demand;
+	bool force;
 	bool json;
 };
 

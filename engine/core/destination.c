@@ -396,6 +396,8 @@ static int destination_switchover(struct mf_session *s, struct plan *plan, wire_
 	if (r == 0 && plan->postcopy)
 		r = eng_register_wait(s, err);
 	if (r == 0 && plan->postcopy)
+		r = eng_record_claim(s, err);
+	if (r == 0 && plan->postcopy)
 		r = eng_pull_start(s, &plan->pull, err);
 	if (r == 0)
 		r = take_state(s, err);
@@ -602,8 +604,8 @@ static int give_up_for_good(struct mf_session *s, struct mf_error *err)
 {
 	bool runs = false;
 	int r = 0;
-	bool is_here = s->record.what == ENG_RECORD_READY && eng_guest_describe(s, NULL) == 0 &&
-		       eng_guest_take_over(s, &runs, NULL) == 0;
+	bool is_here = s->record.what == ENG_RECORD_READY && !s->guest_has_ended &&
+		       eng_guest_describe(s, NULL) == 0 && eng_guest_take_over(s, &runs, NULL) == 0;
 	if (is_here && runs)
 		r = base_error(
 			err, -MF_EREFUSED, MF_SCOPE_HOST,
@@ -628,6 +630,16 @@ static int give_up_for_good(struct mf_session *s, struct mf_error *err)
 		s->report.session);
 }
 
+/* The guest came here whole and ran: nothing is left to do but to say so. */
+static bool is_settled(const struct mf_session *s)
+{
+	/* One that died in between may have left the guest waiting in pages that are here. */
+	bool waits = s->record.postcopy && eng_present_exists(s) && !s->guest_has_ended;
+	if (s->record.what == ENG_RECORD_COMPLETE)
+		return !waits;
+	return s->record.what == ENG_RECORD_RUNNING && !s->record.postcopy;
+}
+
 static int destination_resume(struct mf_session *s, struct mf_error *err)
 {
 	struct plan plan = { .postcopy = s->record.postcopy };
@@ -640,7 +652,14 @@ static int destination_resume(struct mf_session *s, struct mf_error *err)
 	}
 	if (was == ENG_RECORD_READY || was == ENG_RECORD_ABORTED)
 		return give_up_for_good(s, err);
-	if (was != ENG_RECORD_COMPLETE)
+	if (!is_settled(s) && s->guest_has_ended) {
+		eng_set_state(s, ENG_PAUSED);
+		return base_error(err, -MF_EPAUSED, MF_SCOPE_SESSION,
+				  "the guest (pid %d) was this host's, and has ended here: nothing "
+				  "can go on with it; memferry forget %s",
+				  s->record.pid, s->report.session);
+	}
+	if (!is_settled(s))
 		r = take_over(s, &plan, err);
 	if (r == 0 && plan.pull && !eng_pull_is_complete(plan.pull)) {
 		warm_transports();

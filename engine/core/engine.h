@@ -255,6 +255,7 @@ enum eng_record {
 struct eng_record_entry {
 	enum eng_record what;
 	bool postcopy; /* pages were missing when the guest was handed over */
+	bool ran;      /* the guest, before it was paused: it is to run again */
 	int pid;       /* the guest's process */
 };
 
@@ -294,6 +295,7 @@ struct mf_session {
 	bool prepared;                  /* the adapter was; abort() is owed */
 	int lock_fd;                    /* of the record; -1: none was written */
 	struct eng_record_entry record; /* --resume: what was found */
+	bool guest_has_ended;           /* --resume: no adapter, and nothing to be told of it */
 	bool guest_committed;           /* the adapter was told */
 	struct {
 		uint64_t deadline_us, pause_us; /* of this search for the peer */
@@ -370,8 +372,12 @@ ssize_t eng_guest_list_needs(struct mf_session *s, void *bytes, size_t cap, stru
 int eng_guest_check_needs(struct mf_session *s, const void *bytes, size_t len,
 			  struct mf_finding *ret, unsigned cap, struct mf_error *err);
 void eng_guest_take_written(struct mf_session *s); /* into todo */
+/* Its process is there; one that nobody has waited for yet counts as ended. */
+bool eng_process_lives(int pid);
 /* Of another process that has died; instead of prepare(). */
 int eng_guest_take_over(struct mf_session *s, bool *ret_runs, struct mf_error *err);
+/* Whether it ran when it was paused; from then on, at the destination from load_state() on. */
+bool eng_guest_ran(struct mf_session *s);
 int eng_guest_find_userfaultfd(struct mf_session *s, int *ret_fd, struct mf_error *err);
 
 /* session.c: its whole run; then events, requests, and waiting */
@@ -625,8 +631,21 @@ void eng_pull_leave(struct mf_session *s, struct eng_pull *pull);
 void eng_pull_finish(struct mf_session *s, struct eng_pull *pull);
 /* Who goes on after a crash does not need it any more: the record says that all is there. */
 void eng_present_remove(const struct mf_session *s);
+bool eng_present_exists(const struct mf_session *s);
 
 /* record.c: the hand-off on disk, and who may go on with it. */
+const char *eng_record_name(enum eng_record what);
+/* RUN_DIR/SESSION.SIDE.suffix */
+void eng_record_path(const char *run_dir, const char *session, enum mf_side side,
+		     const char *suffix, char *ret, size_t cap);
+/* 0, -EBADMSG, or why it cannot be opened. */
+int eng_record_parse(const char *path, const char *session, enum mf_side side,
+		     struct eng_record_entry *ret);
+/* A descriptor that holds it; -EWOULDBLOCK: somebody else has it.  flags: O_CREAT. */
+int eng_record_lock(const char *path, int flags);
+bool eng_record_is_held(const char *path);
+/* Takes the lock before there is a record: files of the session are in use from here on. */
+int eng_record_claim(struct mf_session *s, struct mf_error *err);
 /* On disk when it returns; takes the lock. */
 int eng_record_write(struct mf_session *s, enum eng_record what, bool postcopy,
 		     struct mf_error *err);

@@ -268,7 +268,8 @@ struct mf_session_params {
 	const char *
 		psk; /**< file with a pre-shared key of at least 128 bits, in hexadecimal; copied */
 	/** Go on with this session, whose process on this host has died after the hand-off began.  NULL: a new
-	 *  one; only for guests whose adapters can take them over (QEMU); not kept. */
+	 *  one; only for guests whose adapters can take them over (QEMU); not kept.  Where the guest's process has ended
+	 *  meanwhile, guest.ops is NULL: what can be said or done without it is. */
 	const char *resume;
 	/** How long the peer is looked for when the connection is lost after the commit; 0: 300 s. */
 	uint64_t recover_timeout_ms;
@@ -364,6 +365,28 @@ struct mf_device {
 /** Fills at most @p cap devices of @p size bytes each, sizeof(struct mf_device); returns how many there are, or a
  *  negative code. */
 MF_API int mf_devices(struct mf_device *ret, size_t size, unsigned cap, struct mf_error *err);
+
+/** What one side of a session has left in a run directory. */
+struct mf_leftover {
+	char session[MF_SESSION_NAME_MAX];
+	enum mf_side side;
+	bool held;       /**< a process has it and goes on: nothing is left over yet */
+	char record[16]; /**< "committed", "ready", "aborted", "owner", "running", "complete";
+			  *   "": there is none; "unknown": of another version */
+	bool postcopy;   /**< pages were missing when the guest was handed over */
+	int pid;         /**< of the guest's process; 0: not known */
+	bool guest_lives;
+	bool needed; /**< by the other host or the guest; the move can still come to a good end */
+	char text[192]; /**< what it means, and what to do */
+};
+/** Fills at most @p cap of @p size bytes each, sizeof(struct mf_leftover); returns how many, or a negative code. */
+MF_API int mf_leftovers(const char *run_dir, struct mf_leftover *ret, size_t size, unsigned cap,
+			struct mf_error *err);
+
+/** Removes what either side of a session has left in a run directory; the guest, and a userfaultfd in its process, are
+ *  not touched: who waits for a missing page goes on waiting.  -ENOENT: there is nothing; -MF_EREFUSED: a process
+ *  goes on with it; or, unless @p force, it is needed. */
+MF_API int mf_forget(const char *run_dir, const char *session, bool force, struct mf_error *err);
 
 #ifdef __cplusplus
 }
