@@ -426,6 +426,7 @@ static struct mf_report *new_report(void)
 	(void)snprintf(r->session, sizeof(r->session), "s1");
 	(void)snprintf(r->transport_reason, sizeof(r->transport_reason), "no verbs device");
 	(void)snprintf(r->tracker, sizeof(r->tracker), "pagemap");
+	r->sealing = MF_SEALING_INTEGRITY;
 	r->total_ms = 1000;
 	r->downtime_ms = 12;
 	r->n_rounds = 2;
@@ -486,7 +487,8 @@ static void report_has_exactly_the_promised_fields(void **state)
 	static const char whole[] =
 		"{\"event\":\"report\",\"schema\":1,\"session\":\"s1\",\"side\":\"destination\","
 		"\"outcome\":\"completed\",\"mode\":\"hybrid\",\"transport\":\"tcp\","
-		"\"transport_reason\":\"no verbs device\",\"tracker\":\"pagemap\","
+		"\"transport_reason\":\"no verbs device\",\"sealing\":\"integrity\","
+		"\"tracker\":\"pagemap\","
 		"\"total_ms\":1000,\"downtime_ms\":12,"
 		"\"rounds\":[{\"n\":1,\"ms\":900,\"pages\":1000,\"zero_pages\":24,\"bytes\":"
 		"4096000,"
