@@ -20,6 +20,14 @@ int perf_links_transports(struct perf_run *run, const char *ret[PERF_SLOTS], uns
 	return code;
 }
 
+/* Not every verb has the option. */
+static enum tp_sealing sealing_of(const struct perf_options *o)
+{
+	if (!o->sealing || !strcmp(o->sealing, "none"))
+		return TP_SEAL_NONE;
+	return strcmp(o->sealing, "encrypt") ? TP_SEAL_INTEGRITY : TP_SEAL_ENCRYPT;
+}
+
 void perf_links_params(const struct perf_options *o, const char *transport,
 		       struct perf_path_params *ret)
 {
@@ -27,6 +35,7 @@ void perf_links_params(const struct perf_options *o, const char *transport,
 
 	*ret = (struct perf_path_params){
 		.transport = transport,
+		.sealing = sealing_of(o),
 		/* With both, the device is verbs'; tcp goes by the address of the connection. */
 		.device = is_tcp && !strcmp(o->transport, "both") ? NULL : o->device,
 		.gid = o->gid > INT32_MAX || is_tcp ? -1 : (int)o->gid,

@@ -48,6 +48,8 @@ const struct perf_option perf_option_table[] = {
 	  "of the server; 0 lets the server pick a free one, which it prints" },
 	{ 0, "transport", "auto|verbs|tcp|both", PERF_CHOICE, "auto", 0, 0, LANES | V(REGISTER), AT(transport),
 	  "what to measure; auto takes verbs where both hosts have it, and says why; both puts them side by side" },
+	{ 0, "sealing", "none|integrity|encrypt", PERF_CHOICE, "none", 0, 0, STREAM | V(FAULT), AT(sealing),
+	  "as send's --integrity and --encrypt do it, by the threads of both hosts, to see what it costs; the key is no secret" },
 	{ 'd', "ib-dev", "DEVICE", PERF_TEXT, NULL, 0, 0, LANES | V(REGISTER), AT(device),
 	  "this host's RDMA device or network interface, as memferry devices names it" },
 	{ 'x', "gid-index", "N", PERF_NUMBER, NULL, 0, 1023, STREAM | V(FAULT), AT(gid),

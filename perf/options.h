@@ -79,6 +79,7 @@ struct perf_options {
 
 	/* the path */
 	const char *transport; /* auto, verbs, tcp, both */
+	const char *sealing;   /* none, integrity, encrypt */
 	const char *device;
 	uint64_t gid; /* UINT64_MAX: any */
 	uint64_t lanes, depth, batch, cq_mod;

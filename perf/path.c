@@ -62,7 +62,7 @@ int path_pick(const struct tp_ops *ops, const struct path_wish *wish, struct tp_
 int path_local(const struct tp_ops *ops, const struct path_wish *wish, struct tp_path *ret,
 	       struct mf_error *err)
 {
-	if (!(ops->caps & TP_CAP_TARGET_PROGRESS) || wish->device)
+	if (ops->caps & TP_CAP_BY_PATH || wish->device)
 		return path_pick(ops, wish, ret, err);
 	*ret = (struct tp_path){ .up = true, .gid_index = -1 };
 	(void)snprintf(ret->address, sizeof(ret->address), "%s", wish->own);
@@ -88,7 +88,9 @@ static int map_memory(uint64_t bytes, uint64_t page_size, void **ret, struct mf_
 int path_open_end(struct perf_path *path, uint32_t i, const struct tp_path *local,
 		  const struct perf_path_params *params, struct mf_error *err)
 {
-	struct tp_domain_params domain = { .local = local->address, .depth = params->depth };
+	struct tp_domain_params domain = { .local = local->address,
+					   .depth = params->depth,
+					   .seal = path->seal.sealing ? &path->seal : NULL };
 	struct perf_end *end = &path->end[i];
 	void *mem = params->memory ? params->memory[i] : NULL;
 	int ret = mem ? 0 : map_memory(path->bytes, params->page_size, &mem, err);
@@ -172,6 +174,11 @@ int path_take_remotes(struct perf_path *path, const json_t *remotes, struct mf_e
 	return 0;
 }
 
+const struct tp_ops *path_find(const struct perf_path *path, const char *transport)
+{
+	return path->seal.sealing ? tp_find_sealed(transport) : tp_find(transport);
+}
+
 /* Client: the ends of this side, none connected yet. */
 static int open_ends(struct perf_peer *peer, const struct perf_path_params *params,
 		     struct perf_path *path, struct tp_path *ret_local, struct mf_error *err)
@@ -180,7 +187,7 @@ static int open_ends(struct perf_peer *peer, const struct perf_path_params *para
 					.gid = params->gid,
 					.own = perf_peer_local(peer) };
 
-	path->ops = tp_find(params->transport);
+	path->ops = path_find(path, params->transport);
 	if (!path->ops)
 		return base_error(err, -MF_EREFUSED, MF_SCOPE_HOST,
 				  "this memferry-perf was built without %s", params->transport);
@@ -239,6 +246,7 @@ static json_t *path_request(const struct perf_path *path, const struct perf_path
 	perf_put(o, "address", json_string(local->address));
 	perf_put(o, "prefix", json_integer(local->prefix));
 	perf_put(o, "token", json_string(token));
+	perf_put(o, "sealing", json_integer(path->seal.sealing));
 	perf_put(o, "remotes", path_remotes(path));
 	return o;
 }
@@ -269,9 +277,11 @@ static int open_path(struct perf_peer *peer, const struct perf_path_params *para
 	struct tp_path local = { 0 };
 	json_t *answer = NULL;
 
-	int ret = open_ends(peer, params, path, &local, err);
+	int ret = make_token(token, hex, err);
+	path->seal.sealing = params->sealing;
+	memcpy(path->seal.key, token, sizeof(token));
 	if (!ret)
-		ret = make_token(token, hex, err);
+		ret = open_ends(peer, params, path, &local, err);
 	if (!ret)
 		ret = perf_peer_call(peer, "path", path_request(path, params, &local, hex),
 				     deadline, &answer, err);

@@ -20,6 +20,7 @@
 
 struct perf_path_params {
 	const char *transport; /* "tcp", "verbs" */
+	enum tp_sealing sealing;
 	const char *
 		device; /* ours; NULL: the one with the control connection's address, or the first that is up */
 	int gid; /* index of our GID; -1: any */
@@ -44,6 +45,8 @@ struct perf_end {
 
 struct perf_path {
 	const struct tp_ops *ops;
+	struct tp_seal
+		seal; /* the token is the key: what sealing costs can be measured, nothing is kept secret */
 	struct tp_limits limits;
 	uint64_t bytes;
 	uint32_t slot;

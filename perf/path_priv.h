@@ -24,6 +24,8 @@ int path_pick(const struct tp_ops *ops, const struct path_wish *wish, struct tp_
 	      struct mf_error *err);
 int path_local(const struct tp_ops *ops, const struct path_wish *wish, struct tp_path *ret,
 	       struct mf_error *err);
+/* By kind, sealed where the path is; NULL: not built. */
+const struct tp_ops *path_find(const struct perf_path *path, const char *transport);
 /* Memory, domain, registration of lane i.  What was opened stays in path->end[i], also on failure: path->n then has
  * to count it for perf_path_close(). */
 int path_open_end(struct perf_path *path, uint32_t i, const struct tp_path *local,

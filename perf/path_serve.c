@@ -28,11 +28,13 @@ static int parse_request(const json_t *request, uint64_t max_bytes, struct perf_
 	json_int_t depth = json_integer_value(json_object_get(request, "depth"));
 	json_int_t bytes = json_integer_value(json_object_get(request, "bytes"));
 	json_int_t page_size = json_integer_value(json_object_get(request, "page_size"));
+	json_int_t sealing = json_integer_value(json_object_get(request, "sealing"));
 	char text[32];
 
 	if (lanes < 1 || lanes > PERF_LANES_MAX || depth < 1 || depth > PATH_DEPTH_MAX ||
-	    bytes < 1 || (page_size && page_size != 2 << 20) ||
-	    !perf_text(request, "transport")[0] || !parse_token(perf_text(request, "token"), token))
+	    bytes < 1 || sealing < TP_SEAL_NONE || sealing > TP_SEAL_ENCRYPT ||
+	    (page_size && page_size != 2 << 20) || !perf_text(request, "transport")[0] ||
+	    !parse_token(perf_text(request, "token"), token))
 		return base_error(err, -EINVAL, MF_SCOPE_SESSION,
 				  "this request for lanes makes no sense");
 	if ((uint64_t)bytes > max_bytes / (uint64_t)lanes)
@@ -43,6 +45,7 @@ static int parse_request(const json_t *request, uint64_t max_bytes, struct perf_
 				  (unsigned)lanes, (uint64_t)bytes,
 				  base_format_size(max_bytes, text, sizeof(text)));
 	*ret = (struct perf_path_params){ .transport = perf_text(request, "transport"),
+					  .sealing = (enum tp_sealing)sealing,
 					  .gid = -1,
 					  .lanes = (uint32_t)lanes,
 					  .depth = (uint32_t)depth,
@@ -79,7 +82,7 @@ static int open_ends(struct perf_peer *peer, const json_t *request,
 							       : 0 };
 	struct tp_path local = { 0 };
 
-	path->ops = tp_find(params->transport);
+	path->ops = path_find(path, params->transport);
 	if (!path->ops)
 		return base_error(err, -MF_EREFUSED, MF_SCOPE_HOST, "it was built without %.16s",
 				  params->transport);
@@ -118,6 +121,10 @@ static int serve_path(struct perf_peer *peer, const json_t *request, uint64_t ma
 	struct perf_path_params params;
 
 	int ret = parse_request(request, max_bytes, &params, token, err);
+	if (!ret) {
+		path->seal.sealing = params.sealing;
+		memcpy(path->seal.key, token, sizeof(token));
+	}
 	if (!ret)
 		ret = open_ends(peer, request, &params, path, addresses, err);
 	if (!ret)

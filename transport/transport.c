@@ -185,6 +185,18 @@ int tp_post_flush(struct tp_lane *lane, uint64_t cookie)
 	return lane->domain->ops->post_flush(lane, cookie);
 }
 
+int tp_post_send(struct tp_lane *lane, const struct tp_xfer *xfer, unsigned n)
+{
+	check_xfer(lane, xfer, n);
+	return lane->domain->ops->post_send(lane, xfer, n);
+}
+
+int tp_post_receive(struct tp_lane *lane, const struct tp_xfer *xfer, unsigned n)
+{
+	check_xfer(lane, xfer, n);
+	return lane->domain->ops->post_receive(lane, xfer, n);
+}
+
 int tp_lane_poll(struct tp_lane *lane, struct tp_wc *wc, unsigned n)
 {
 	return lane->domain->ops->lane_poll(lane, wc, n);

@@ -28,7 +28,8 @@
  *  T8  A failed lane disturbs no other lane.
  *  T9  Memory is reachable to the peer only with the rights given at registration, and not
  *      at all after mr_dereg(): a late operation fails.
- *  T10 A connection without the right token is refused and never becomes a lane.
+ *  T10 A connection without the right token is refused and never becomes a lane.  The token itself is
+ *      not sent: what is shown admits the lane of that number only.
  *  T11 connect and accept return by their deadlines.  A refused or silent peer is an error.
  *      Accept lets a peer that has shown the token in time finish, for at most TP_FINISH_MS more.
  *  T12 A vanished peer fails the lane: each operation outstanding completes with an error.
@@ -38,6 +39,14 @@
  *  T13 What lane_lend() lent is reachable on that lane only, with the rights lent.  When
  *      lane_revoke() has returned, whatever it returned, no operation of the peer on that lane
  *      reaches that memory any more; our own operations with it go on.
+ *  T14 A message goes, whole and in the order of sends, into the oldest receive of the peer's
+ *      lane, whose completion says how long it is.  Its sender sees to it that there is one: a
+ *      message that meets none holds up all of the lane.  One that is longer than its receive
+ *      fails both lanes.  A send's completion frees its memory.  Receives are bounded by
+ *      params.receives and not by limits.depth; T1 to T4 hold for them, too.
+ *  T15 Sealed transports: what was changed, dropped, repeated or put in between on the way fails
+ *      the lane, and nothing of it reaches memory.  A lane whose peer has another key is refused
+ *      like one with a wrong token.
  */
 #ifndef TRANSPORT_H
 #define TRANSPORT_H
@@ -57,6 +66,7 @@
 enum tp_cap {
 	TP_CAP_TARGET_PROGRESS = 1u << 0, /* the target's lane owner must run */
 	TP_CAP_PINS = 1u << 1,            /* registering pins: RLIMIT_MEMLOCK, no holes any more */
+	TP_CAP_BY_PATH = 1u << 2,         /* goes from path to path; else wherever IP goes */
 };
 
 enum tp_access {
@@ -66,8 +76,19 @@ enum tp_access {
 	TP_LENDABLE = 1u << 2,     /* to be lent, lane by lane; only with limits.windows */
 };
 
+/* How a sealed transport protects what it moves.  The key is known to both ends and to nobody else; each lane derives its
+ * own from it. */
+#define TP_SEAL_KEY_SIZE 32
+struct tp_seal {
+	enum tp_sealing {
+		TP_SEAL_NONE,
+		TP_SEAL_INTEGRITY, /* nobody else can change it */
+		TP_SEAL_ENCRYPT,   /* nor read it */
+	} sealing;
+	uint8_t key[TP_SEAL_KEY_SIZE];
+};
+
 struct tp_ops;
-struct tp_hooks;
 
 /* Base structs; a backend's own embed them as their first member. */
 struct tp_domain {
@@ -92,6 +113,8 @@ struct tp_domain_params {
 	uint32_t depth;      /* operations in flight per lane that the engine wants */
 	uint64_t silence_ms; /* a peer that acknowledges nothing for so long is lost; 0: 3 s */
 	bool on_demand;      /* register without pinning, where the device can; else as ever */
+	uint32_t receives;   /* receives per lane that may be posted at a time; 0: none */
+	const struct tp_seal *seal; /* sealed transports only; NULL: for no lanes.  Copied */
 };
 
 struct tp_limits {
@@ -122,7 +145,7 @@ struct tp_remote {
 	uint64_t key;
 };
 
-/* One operation.  [local, local+len) lies in mr, [remote, remote+len) in one mr of the peer. */
+/* One operation.  [local, local+len) lies in mr, [remote, remote+len) in one mr of the peer; messages have no remote. */
 struct tp_xfer {
 	void *local;
 	struct tp_mr *mr;
@@ -134,12 +157,14 @@ struct tp_xfer {
 
 struct tp_wc {
 	uint64_t cookie;
-	int status; /* 0 or a negative code */
+	int status;    /* 0 or a negative code */
+	bool received; /* of a receive */
+	uint32_t len;  /* bytes that it received */
 };
 
 /* Counters of a lane, written by its owner only. */
 struct tp_lane_stats {
-	uint64_t writes, reads, flushes;
+	uint64_t writes, reads, flushes; /* messages count as writes */
 	uint64_t bytes_written, bytes_read;
 	uint64_t eagain; /* posts that met a full queue and have to be tried again */
 	uint64_t polls;  /* looks for completions */
@@ -209,6 +234,9 @@ struct tp_ops {
 	int (*post_write)(struct tp_lane *lane, const struct tp_xfer *xfer, unsigned n);
 	int (*post_read)(struct tp_lane *lane, const struct tp_xfer *xfer, unsigned n);
 	int (*post_flush)(struct tp_lane *lane, uint64_t cookie);
+	/* Messages (T14), with params.receives. */
+	int (*post_send)(struct tp_lane *lane, const struct tp_xfer *xfer, unsigned n);
+	int (*post_receive)(struct tp_lane *lane, const struct tp_xfer *xfer, unsigned n);
 
 	/* progress.  poll: completions, or the lane's failure as a negative code once nothing is
 	 * outstanding.  wait: blocks until poll would have something, wake() or the deadline. */
@@ -224,6 +252,9 @@ struct tp_ops {
 const struct tp_ops *const *tp_backends(void);
 /* By kind or name: "tcp", "fabric", "verbs"; NULL: not built. */
 const struct tp_ops *tp_find(const char *name);
+/* The same, but sealing all that it moves (T15): it copies through memory of its own on both sides, whose lane owners
+ * have to run as with TP_CAP_TARGET_PROGRESS, and asks the device about nothing else. */
+const struct tp_ops *tp_find_sealed(const char *name);
 
 /* Whether two addresses without ports lie in one subnet, by what both hosts say of its size. */
 bool tp_are_neighbours(const char *a, uint32_t prefix_a, const char *b, uint32_t prefix_b);
@@ -257,6 +288,8 @@ int tp_lane_revoke(struct tp_lane *lane, uint64_t deadline_us);
 int tp_post_write(struct tp_lane *lane, const struct tp_xfer *xfer, unsigned n);
 int tp_post_read(struct tp_lane *lane, const struct tp_xfer *xfer, unsigned n);
 int tp_post_flush(struct tp_lane *lane, uint64_t cookie);
+int tp_post_send(struct tp_lane *lane, const struct tp_xfer *xfer, unsigned n);
+int tp_post_receive(struct tp_lane *lane, const struct tp_xfer *xfer, unsigned n);
 int tp_lane_poll(struct tp_lane *lane, struct tp_wc *wc, unsigned n);
 int tp_lane_arm(struct tp_lane *lane, int *ret_fd);
 int tp_lane_wait(struct tp_lane *lane, uint64_t deadline_us);

@@ -22,11 +22,17 @@ static int run_help(const struct cli_options *o)
 }
 
 static int (*const verb_functions[CLI_VERB_COUNT])(const struct cli_options *) = {
-	[CLI_RECEIVE] = cli_verb_move,     [CLI_SEND] = cli_verb_move,
-	[CLI_CHECK] = cli_verb_move,       [CLI_STATUS] = cli_verb_status,
-	[CLI_CANCEL] = cli_verb_request,   [CLI_CUTOVER] = cli_verb_request,
-	[CLI_POSTCOPY] = cli_verb_request, [CLI_RECOVER] = cli_verb_request,
-	[CLI_DEVICES] = cli_verb_devices,  [CLI_HELP] = run_help,
+	[CLI_RECEIVE] = cli_verb_move,
+	[CLI_SEND] = cli_verb_move,
+	[CLI_CHECK] = cli_verb_move,
+	[CLI_STATUS] = cli_verb_status,
+	[CLI_CANCEL] = cli_verb_request,
+	[CLI_CUTOVER] = cli_verb_request,
+	[CLI_POSTCOPY] = cli_verb_request,
+	[CLI_RECOVER] = cli_verb_request,
+	[CLI_FORGET] = cli_verb_forget,
+	[CLI_DEVICES] = cli_verb_devices,
+	[CLI_HELP] = run_help,
 };
 
 int main(int argc, char *argv[])

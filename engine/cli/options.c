@@ -14,7 +14,7 @@
 
 #define MOVING  (V(RECEIVE) | V(SEND) | V(CHECK))
 #define LEADING (V(SEND) | V(CHECK))
-#define TALKING (V(STATUS) | V(CANCEL) | V(CUTOVER) | V(POSTCOPY) | V(RECOVER))
+#define TALKING (V(STATUS) | V(CANCEL) | V(CUTOVER) | V(POSTCOPY) | V(RECOVER) | V(FORGET))
 
 /* clang-format off */
 const struct cli_verb_info cli_verbs[CLI_VERB_COUNT] = {
@@ -34,6 +34,8 @@ const struct cli_verb_info cli_verbs[CLI_VERB_COUNT] = {
 			   "switch to post-copy after this round" },
 	[CLI_RECOVER]  = { "recover", "[SESSION]", "",
 			   "post-copy: drop the connection and connect anew, at once" },
+	[CLI_FORGET]   = { "forget", "SESSION", "",
+			   "remove what a move that has ended on this host has left" },
 	[CLI_DEVICES]  = { "devices", "", "",
 			   "show what pages could move over, what auto picks, and why" },
 	[CLI_HELP]     = { "help", "[VERB]", "",
@@ -74,6 +76,10 @@ const struct cli_option cli_option_table[] = {
 	  "secure the control channel by the pre-shared key in this file, the same on both hosts; see FILES" },
 	{ "insecure", NULL, CLI_FLAG, NULL, 0, 0, MOVING, AT(insecure),
 	  "permit a control channel that is neither encrypted nor authenticated" },
+	{ "encrypt", NULL, CLI_FLAG, NULL, 0, 0, MOVING, AT(encrypt),
+	  "send: encrypt pages on their way, by the threads of both hosts; receive: take no others" },
+	{ "integrity", NULL, CLI_FLAG, NULL, 0, 0, MOVING, AT(integrity),
+	  "the same, but only so that nobody can change pages on their way" },
 	{ "resume", "SESSION", CLI_TEXT, NULL, 0, 0, V(RECEIVE) | V(SEND), AT(resume),
 	  "go on with this move, whose process on this host has died after the hand-off; see RECOVERY" },
 	{ "recover-timeout", "MS", CLI_NUMBER, "300000", 1, 86400000, V(RECEIVE) | V(SEND), AT(recover_timeout_ms),
@@ -88,6 +94,8 @@ const struct cli_option cli_option_table[] = {
 	  "let the RDMA device fault memory in instead of pinning it, where it can (ODP)" },
 	{ "sandbox", "on|off", CLI_CHOICE, "on", 0, 0, MOVING, AT(sandbox),
 	  "run without privilege and with few system calls once the guest is open; off is for finding faults" },
+	{ "force", NULL, CLI_FLAG, NULL, 0, 0, V(FORGET), AT(force),
+	  "forget also what the other host or the guest may need yet; see RECOVERY" },
 	{ "run-dir", "DIR", CLI_TEXT, NULL, 0, 0, MOVING | TALKING, AT(run_dir),
 	  "where a running move keeps its socket and records; see FILES" },
 	{ "json", NULL, CLI_FLAG, NULL, 0, 0, MOVING | TALKING | V(DEVICES), AT(json),
@@ -343,6 +351,12 @@ static int check_security(const struct cli_options *o, struct mf_error *err)
 	if (o->tls_peers && !o->tls_dir)
 		return base_usage_error(
 			err, "--tls-peer: names stand in certificates, it goes with --tls-dir");
+	if ((o->encrypt || o->integrity) && o->insecure)
+		return base_usage_error(
+			err,
+			"--%s: its keys come from a secured control channel; use --tls-dir or "
+			"--psk instead of --insecure",
+			o->encrypt ? "encrypt" : "integrity");
 	if (!o->tls_dir && !o->psk && !o->insecure)
 		return base_usage_error(
 			err, "--tls-dir: the control channel must be secured by --tls-dir DIR or "
@@ -354,6 +368,9 @@ static int check_whole(const struct cli_options *o, struct mf_error *err)
 {
 	bool moves = MOVING & 1u << o->verb;
 
+	if (o->verb == CLI_FORGET && !(o->operand && o->operand[0]))
+		return base_usage_error(err, "SESSION: forget needs a move's name; memferry status "
+					     "lists what was left");
 	if (!moves)
 		return 0;
 	if (o->verb == CLI_RECEIVE && !o->listen)

@@ -23,6 +23,7 @@ enum cli_verb {
 	CLI_CUTOVER,
 	CLI_POSTCOPY,
 	CLI_RECOVER,
+	CLI_FORGET,
 	CLI_DEVICES,
 	CLI_HELP,
 	CLI_VERB_COUNT,
@@ -81,7 +82,9 @@ struct cli_options {
 	uint64_t recover_timeout_ms;
 	bool insecure;
 	const char *sandbox;
+	bool encrypt, integrity;
 	bool on_demand;
+	bool force;
 	bool json;
 };
 

@@ -36,6 +36,7 @@ json_t *cli_json_event(const struct mf_event *event);
 json_t *cli_json_progress(const char *event, const struct mf_progress *progress);
 json_t *cli_json_error(const struct mf_error *err);
 json_t *cli_json_device(const struct mf_device *device);
+json_t *cli_json_leftover(const char *event, const struct mf_leftover *left);
 json_t *cli_json_report(const struct mf_report *report);
 void cli_json_print(FILE *to, json_t *object);
 

@@ -161,6 +161,21 @@ json_t *cli_json_device(const struct mf_device *device)
 	return o;
 }
 
+json_t *cli_json_leftover(const char *event, const struct mf_leftover *left)
+{
+	json_t *o = new_event(event);
+
+	put(o, "session", text(left->session));
+	put(o, "side", text(cli_side_name(left->side)));
+	put(o, "record", left->record[0] ? text(left->record) : json_null());
+	put(o, "postcopy", json_boolean(left->postcopy));
+	put(o, "guest_pid", left->pid ? json_integer(left->pid) : json_null());
+	put(o, "guest_lives", json_boolean(left->guest_lives));
+	put(o, "needed", json_boolean(left->needed));
+	put(o, "detail", text(left->text));
+	return o;
+}
+
 static json_t *rounds_array(const struct mf_report *r)
 {
 	uint32_t kept = r->n_rounds < MF_ROUNDS_KEPT ? r->n_rounds : MF_ROUNDS_KEPT;
@@ -287,6 +302,7 @@ json_t *cli_json_report(const struct mf_report *r)
 	put(o, "mode", text(mf_mode_name(r->mode)));
 	put(o, "transport", text(r->transport));
 	put(o, "transport_reason", text(r->transport_reason));
+	put(o, "sealing", text(mf_sealing_name(r->sealing)));
 	put(o, "tracker", text(r->tracker));
 	put(o, "total_ms", number(r->total_ms));
 	put(o, "downtime_ms", number(r->downtime_ms));

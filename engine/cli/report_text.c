@@ -105,6 +105,9 @@ static void print_transport(FILE *to, const struct mf_report *r)
 		return;
 	fprintf(to, "  transport   %s: %s\n", cli_clean(r->transport, name, sizeof(name)),
 		cli_clean(r->transport_reason, reason, sizeof(reason)));
+	if (r->sealing)
+		fprintf(to, "  pages       %s on their way\n",
+			r->sealing == MF_SEALING_ENCRYPT ? "encrypted" : "protected from change");
 }
 
 static void print_postcopy(FILE *to, const struct mf_report *r)

@@ -14,8 +14,9 @@
 
 struct peers {
 	struct cli_run_dir dir;
-	unsigned n;
+	unsigned n, n_left;
 	struct cli_peer list[CLI_PEERS_MAX];
+	struct mf_leftover left[CLI_LEFTOVERS_MAX]; /* status only */
 };
 
 static void free_peers(struct peers *peers)
@@ -50,7 +51,12 @@ static int find_peers(const struct cli_options *o, struct peers *ret, struct mf_
 	ret->n = (unsigned)r;
 	if (o->operand)
 		keep_matches(ret, o->operand);
-	if (o->operand && !ret->n)
+	r = o->verb == CLI_STATUS ? cli_find_leftovers(&ret->dir, o->operand, false, ret->left, err)
+				  : 0;
+	if (r < 0)
+		return r;
+	ret->n_left = (unsigned)r;
+	if (o->operand && !ret->n && !ret->n_left)
 		return base_error(
 			err, -ENOENT, MF_SCOPE_HOST,
 			"SESSION: no move on this host has a name that begins with '%.40s'; "
@@ -115,6 +121,14 @@ static void print_row(const struct cli_peer *peer)
 	       get_ms(o, "elapsed_ms", elapsed, sizeof(elapsed)));
 }
 
+static void print_rows(const struct peers *peers)
+{
+	printf("%-16s %-11s %8s %-10s %5s %5s %14s %14s %9s %9s %9s\n", "SESSION", "SIDE", "PID",
+	       "PHASE", "ROUND", "DONE", "RATE", "DIRTY", "DOWNTIME", "LEFT", "ELAPSED");
+	for (unsigned i = 0; i < peers->n; i++)
+		print_row(&peers->list[i]);
+}
+
 static void print_status(const struct cli_options *o, struct peers *peers)
 {
 	if (o->json) {
@@ -122,16 +136,12 @@ static void print_status(const struct cli_options *o, struct peers *peers)
 			(void)json_object_del(peers->list[i].status, "ok");
 			cli_json_print(stdout, json_incref(peers->list[i].status));
 		}
-		return;
-	}
-	if (!peers->n) {
+	} else if (!peers->n) {
 		puts("no move runs on this host");
-		return;
+	} else {
+		print_rows(peers);
 	}
-	printf("%-16s %-11s %8s %-10s %5s %5s %14s %14s %9s %9s %9s\n", "SESSION", "SIDE", "PID",
-	       "PHASE", "ROUND", "DONE", "RATE", "DIRTY", "DOWNTIME", "LEFT", "ELAPSED");
-	for (unsigned i = 0; i < peers->n; i++)
-		print_row(&peers->list[i]);
+	cli_print_leftovers(o, peers->left, peers->n_left);
 }
 
 int cli_verb_status(const struct cli_options *o)

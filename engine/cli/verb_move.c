@@ -113,6 +113,9 @@ static int create_session(struct move *move, struct mf_error *err)
 		.tls_dir = o->tls_dir,
 		.tls_peers = o->tls_peers,
 		.psk = o->psk,
+		.sealing = o->encrypt     ? MF_SEALING_ENCRYPT
+			   : o->integrity ? MF_SEALING_INTEGRITY
+					  : MF_SEALING_NONE,
 		.resume = o->resume,
 		.safe_postcopy_pages = o->safe_postcopy,
 		.recover_timeout_ms = o->recover_timeout_ms,
@@ -126,7 +129,7 @@ static int start_guard(struct move *move, struct mf_error *err)
 {
 	char socket[PATH_MAX + 72], name[64];
 
-	if (move->options->verb != CLI_SEND)
+	if (move->options->verb != CLI_SEND || !move->guest.ops)
 		return 0;
 	cli_control_name(move->side, name, sizeof(name));
 	(void)snprintf(socket, sizeof(socket), "%s/%s", move->run_dir.path, name);
@@ -167,9 +170,33 @@ static int enter_sandbox(struct move *move, struct mf_error *err)
 	return 0;
 }
 
+static int open_guest(struct move *move, bool *ret_has_ended, struct mf_error *err)
+{
+	const struct cli_options *o = move->options;
+
+	int r = mf_guest_open(o->guest, move->side, &move->guest, err);
+	if (r == -MF_EUSAGE)
+		(void)base_error_prefix(err, "--guest: ");
+	*ret_has_ended = r && r != -MF_EUSAGE && o->resume;
+	return r;
+}
+
+/* What can go on without a guest does, when the guest has ended for certain. */
+static int create_without_guest(struct move *move, struct mf_error *err)
+{
+	struct mf_error why = *err;
+
+	*err = (struct mf_error){ 0 };
+	int r = create_session(move, err);
+	if (r == -MF_EREFUSED)
+		*err = why; /* it lives, but cannot be talked to */
+	return r ? err->code : 0;
+}
+
 static int open_all(struct move *move, struct mf_error *err)
 {
 	const struct cli_options *o = move->options;
+	bool has_ended = false;
 
 	int r = take_over_signals(err);
 	if (!r)
@@ -179,12 +206,12 @@ static int open_all(struct move *move, struct mf_error *err)
 				    err);
 	if (r)
 		return r;
-	r = mf_guest_open(o->guest, move->side, &move->guest, err);
-	if (r == -MF_EUSAGE)
-		(void)base_error_prefix(err, "--guest: ");
+	r = open_guest(move, &has_ended, err);
 	if (!r && is_sandboxed(move))
 		r = mf_attach_start(&move->guest, &move->attach, err);
-	if (!r)
+	if (has_ended)
+		r = create_without_guest(move, err);
+	else if (!r)
 		r = create_session(move, err);
 	if (!r)
 		r = start_guard(move, err);

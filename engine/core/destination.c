@@ -140,6 +140,7 @@ int eng_destination_send_verdicts(struct mf_session *s, bool with_findings, stru
 	body.refused = with_findings && eng_preflight_verdict(s, NULL) < 0;
 	body.transport = (char *)rep->transport;
 	body.transport_reason = (char *)rep->transport_reason;
+	body.sealing = rep->sealing;
 	msg.body_case = WIRE_BODY(VERDICTS);
 	msg.verdicts = &body;
 	return eng_send(s, &msg, err);
@@ -161,7 +162,9 @@ static int destination_check(struct mf_session *s, struct plan *plan, struct mf_
 	eng_preflight_local(s);
 	eng_preflight_peer(s, d->guest);
 	struct mf_error why = { 0 };
-	if (eng_rails_pair(s, d, &why) < 0)
+	if (eng_sealing_follow(s, d->sealing, &why) < 0)
+		eng_finding(s, MF_REFUSE, "sealing", "%s", why.msg);
+	else if (eng_rails_pair(s, d, &why) < 0)
 		eng_finding(s, MF_REFUSE, "transport", "%s", why.msg);
 	else
 		eng_emit(s, MF_EVENT_TRANSPORT, "%s: %s", s->report.transport,
@@ -393,6 +396,8 @@ static int destination_switchover(struct mf_session *s, struct plan *plan, wire_
 	if (r == 0 && plan->postcopy)
 		r = eng_register_wait(s, err);
 	if (r == 0 && plan->postcopy)
+		r = eng_record_claim(s, err);
+	if (r == 0 && plan->postcopy)
 		r = eng_pull_start(s, &plan->pull, err);
 	if (r == 0)
 		r = take_state(s, err);
@@ -569,6 +574,7 @@ static void forget_source(struct mf_session *s)
 	s->peer_gave_up = false;
 	rep->session[0] = rep->transport_reason[0] = '\0';
 	rep->transport = "";
+	rep->sealing = MF_SEALING_NONE;
 	pthread_mutex_lock(&s->progress_lock);
 	s->progress.session[0] = '\0';
 	pthread_mutex_unlock(&s->progress_lock);
@@ -598,8 +604,8 @@ static int give_up_for_good(struct mf_session *s, struct mf_error *err)
 {
 	bool runs = false;
 	int r = 0;
-	bool is_here = s->record.what == ENG_RECORD_READY && eng_guest_describe(s, NULL) == 0 &&
-		       eng_guest_take_over(s, &runs, NULL) == 0;
+	bool is_here = s->record.what == ENG_RECORD_READY && !s->guest_has_ended &&
+		       eng_guest_describe(s, NULL) == 0 && eng_guest_take_over(s, &runs, NULL) == 0;
 	if (is_here && runs)
 		r = base_error(
 			err, -MF_EREFUSED, MF_SCOPE_HOST,
@@ -624,6 +630,16 @@ static int give_up_for_good(struct mf_session *s, struct mf_error *err)
 		s->report.session);
 }
 
+/* The guest came here whole and ran: nothing is left to do but to say so. */
+static bool is_settled(const struct mf_session *s)
+{
+	/* One that died in between may have left the guest waiting in pages that are here. */
+	bool waits = s->record.postcopy && eng_present_exists(s) && !s->guest_has_ended;
+	if (s->record.what == ENG_RECORD_COMPLETE)
+		return !waits;
+	return s->record.what == ENG_RECORD_RUNNING && !s->record.postcopy;
+}
+
 static int destination_resume(struct mf_session *s, struct mf_error *err)
 {
 	struct plan plan = { .postcopy = s->record.postcopy };
@@ -636,7 +652,14 @@ static int destination_resume(struct mf_session *s, struct mf_error *err)
 	}
 	if (was == ENG_RECORD_READY || was == ENG_RECORD_ABORTED)
 		return give_up_for_good(s, err);
-	if (was != ENG_RECORD_COMPLETE)
+	if (!is_settled(s) && s->guest_has_ended) {
+		eng_set_state(s, ENG_PAUSED);
+		return base_error(err, -MF_EPAUSED, MF_SCOPE_SESSION,
+				  "the guest (pid %d) was this host's, and has ended here: nothing "
+				  "can go on with it; memferry forget %s",
+				  s->record.pid, s->report.session);
+	}
+	if (!is_settled(s))
 		r = take_over(s, &plan, err);
 	if (r == 0 && plan.pull && !eng_pull_is_complete(plan.pull)) {
 		warm_transports();

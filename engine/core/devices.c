@@ -74,7 +74,7 @@ static unsigned add(const struct wanted *ret, unsigned n, const struct mf_device
 static unsigned add_paths(const struct wanted *ret, unsigned n, const struct tp_ops *tp,
 			  struct base_place *place, bool *ret_better)
 {
-	bool fallback = tp->caps & TP_CAP_TARGET_PROGRESS;
+	bool fallback = !(tp->caps & TP_CAP_BY_PATH);
 	struct tp_path paths[PATHS_MAX];
 	int count = tp_paths(tp, paths, PATHS_MAX);
 	for (int i = 0; i < count && i < PATHS_MAX; i++) {

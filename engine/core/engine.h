@@ -255,6 +255,7 @@ enum eng_record {
 struct eng_record_entry {
 	enum eng_record what;
 	bool postcopy; /* pages were missing when the guest was handed over */
+	bool ran;      /* the guest, before it was paused: it is to run again */
 	int pid;       /* the guest's process */
 };
 
@@ -265,6 +266,7 @@ struct mf_session {
 	char host[MF_ADDRESS_MAX];
 	uint16_t port;
 	uint8_t token[TP_TOKEN_SIZE];
+	struct tp_seal seal; /* report.sealing, and its key */
 	char *address, *run_dir, *transport, *tracker_name;
 
 	struct mf_guest guest;
@@ -293,6 +295,7 @@ struct mf_session {
 	bool prepared;                  /* the adapter was; abort() is owed */
 	int lock_fd;                    /* of the record; -1: none was written */
 	struct eng_record_entry record; /* --resume: what was found */
+	bool guest_has_ended;           /* --resume: no adapter, and nothing to be told of it */
 	bool guest_committed;           /* the adapter was told */
 	struct {
 		uint64_t deadline_us, pause_us; /* of this search for the peer */
@@ -369,8 +372,12 @@ ssize_t eng_guest_list_needs(struct mf_session *s, void *bytes, size_t cap, stru
 int eng_guest_check_needs(struct mf_session *s, const void *bytes, size_t len,
 			  struct mf_finding *ret, unsigned cap, struct mf_error *err);
 void eng_guest_take_written(struct mf_session *s); /* into todo */
+/* Its process is there; one that nobody has waited for yet counts as ended. */
+bool eng_process_lives(int pid);
 /* Of another process that has died; instead of prepare(). */
 int eng_guest_take_over(struct mf_session *s, bool *ret_runs, struct mf_error *err);
+/* Whether it ran when it was paused; from then on, at the destination from load_state() on. */
+bool eng_guest_ran(struct mf_session *s);
 int eng_guest_find_userfaultfd(struct mf_session *s, int *ret_fd, struct mf_error *err);
 
 /* session.c: its whole run; then events, requests, and waiting */
@@ -499,7 +506,7 @@ void eng_place_bind(const struct eng_lane *lane);
 /* TCP needs no device to be found: it runs between the control channel's addresses. */
 static inline bool eng_goes_by_paths(const struct tp_ops *tp)
 {
-	return !(tp->caps & TP_CAP_TARGET_PROGRESS);
+	return tp->caps & TP_CAP_BY_PATH;
 }
 
 /* pairing.c: which pairs of addresses lanes run between. */
@@ -624,8 +631,21 @@ void eng_pull_leave(struct mf_session *s, struct eng_pull *pull);
 void eng_pull_finish(struct mf_session *s, struct eng_pull *pull);
 /* Who goes on after a crash does not need it any more: the record says that all is there. */
 void eng_present_remove(const struct mf_session *s);
+bool eng_present_exists(const struct mf_session *s);
 
 /* record.c: the hand-off on disk, and who may go on with it. */
+const char *eng_record_name(enum eng_record what);
+/* RUN_DIR/SESSION.SIDE.suffix */
+void eng_record_path(const char *run_dir, const char *session, enum mf_side side,
+		     const char *suffix, char *ret, size_t cap);
+/* 0, -EBADMSG, or why it cannot be opened. */
+int eng_record_parse(const char *path, const char *session, enum mf_side side,
+		     struct eng_record_entry *ret);
+/* A descriptor that holds it; -EWOULDBLOCK: somebody else has it.  flags: O_CREAT. */
+int eng_record_lock(const char *path, int flags);
+bool eng_record_is_held(const char *path);
+/* Takes the lock before there is a record: files of the session are in use from here on. */
+int eng_record_claim(struct mf_session *s, struct mf_error *err);
 /* On disk when it returns; takes the lock. */
 int eng_record_write(struct mf_session *s, enum eng_record what, bool postcopy,
 		     struct mf_error *err);
@@ -659,6 +679,16 @@ int eng_source_recover(struct mf_session *s, struct mf_error *err);
 /* 0: pages come again (ENG_POSTCOPY).  Negative: ENG_PAUSED. */
 int eng_destination_recover(struct mf_session *s, struct mf_error *err);
 
+/* sealing.c */
+/* Destination: what the source asks for, by number; or -MF_EREFUSED. */
+int eng_sealing_follow(struct mf_session *s, uint32_t asked, struct mf_error *err);
+/* Source: that the destination does. */
+int eng_sealing_confirm(const struct mf_session *s, uint32_t agreed, struct mf_error *err);
+/* For the lanes of this connection. */
+int eng_sealing_take_key(struct mf_session *s, struct mf_error *err);
+/* By kind, sealing where that was agreed on; NULL: not built. */
+const struct tp_ops *eng_find_transport(const struct mf_session *s, const char *kind);
+
 /* verify.c */
 int eng_verify_send(struct mf_session *s, struct mf_error *err);
 int eng_verify_receive(struct mf_session *s, const Mf__Wire__Hashes *h, uint64_t *pages_left,
@@ -683,8 +713,6 @@ void eng_finding(struct mf_session *s, enum mf_verdict verdict, const char *subj
 int eng_preflight_verdict(const struct mf_session *s, struct mf_error *err);
 /* What stands in the way of pinning so many bytes more: -ENOMEM and a sentence with the figures. */
 int eng_check_memlock(uint64_t bytes, struct mf_error *err);
-/* By kind; NULL: not built. */
-const struct tp_ops *eng_find_transport(const struct mf_session *s, const char *kind);
 /* 0: lanes can be opened on this address of ours; otherwise err says why not. */
 int eng_try_transport(const struct tp_ops *tp, const char *local, struct mf_error *err);
 

@@ -6,8 +6,10 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -37,6 +39,7 @@ struct call {
 		TAKE_WRITTEN,
 		TAKE_OVER,
 		FIND_USERFAULTFD,
+		RAN,
 	} what;
 	union {
 		bool *runs;
@@ -105,9 +108,11 @@ static int64_t perform(struct mf_session *s, void *arg)
 					  s->memory.region[i].todo);
 		return 0;
 	case TAKE_OVER:
-		return ops->take_over(hv, c->runs, c->err);
+		return ops->take_over(hv, s->record.ran, c->runs, c->err);
 	case FIND_USERFAULTFD:
 		return ops->find_userfaultfd(hv, c->fd, c->err);
+	case RAN:
+		return ops->ran(hv);
 	}
 	return -ENOSYS;
 }
@@ -243,7 +248,7 @@ int eng_guest_resume(struct mf_session *s, struct mf_error *err)
 
 void eng_guest_commit(struct mf_session *s)
 {
-	if (s->guest_committed)
+	if (s->guest_committed || s->guest_has_ended)
 		return;
 	s->guest_committed = true;
 	(void)make(s, (struct call){ .what = COMMIT });
@@ -256,7 +261,8 @@ int eng_guest_abort(struct mf_session *s, struct mf_error *err)
 
 void eng_guest_finish(struct mf_session *s)
 {
-	(void)make(s, (struct call){ .what = FINISH });
+	if (!s->guest_has_ended)
+		(void)make(s, (struct call){ .what = FINISH });
 }
 
 int eng_guest_throttle(struct mf_session *s, unsigned percent, struct mf_error *err)
@@ -317,6 +323,15 @@ int eng_guest_check_needs(struct mf_session *s, const void *bytes, size_t len,
 	return n < (int)cap ? n : (int)cap;
 }
 
+bool eng_process_lives(int pid)
+{
+	base_autofd fd = pid > 0 ? (int)syscall(SYS_pidfd_open, pid, 0) : -1;
+	struct pollfd p = { .fd = fd, .events = POLLIN };
+	if (fd < 0)
+		return pid <= 0 || errno != ESRCH; /* nobody can say that it has ended */
+	return poll(&p, 1, 0) == 0;
+}
+
 int eng_guest_take_over(struct mf_session *s, bool *ret_runs, struct mf_error *err)
 {
 	if (!s->ops.take_over || !s->ops.find_userfaultfd)
@@ -336,6 +351,13 @@ int eng_guest_take_over(struct mf_session *s, bool *ret_runs, struct mf_error *e
 int eng_guest_find_userfaultfd(struct mf_session *s, int *ret_fd, struct mf_error *err)
 {
 	return (int)make(s, (struct call){ .what = FIND_USERFAULTFD, .fd = ret_fd, .err = err });
+}
+
+bool eng_guest_ran(struct mf_session *s)
+{
+	if (s->params.resume)
+		return s->record.ran;
+	return !s->ops.ran || make(s, (struct call){ .what = RAN });
 }
 
 void eng_guest_take_written(struct mf_session *s)

@@ -54,7 +54,7 @@ int eng_ask_peer(struct mf_session *s, uint64_t deadline_us, struct eng_answer *
 	msg.body_case = WIRE_BODY(QUERY);
 	msg.query = &body;
 	body.session = s->report.session;
-	body.goes_on = true;
+	body.goes_on = !s->guest_has_ended;
 	r = await_secure(s, ch, deadline_us);
 	if (r == 0)
 		r = wire_channel_send(ch, &msg, NULL);

@@ -34,7 +34,8 @@
 #define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
 #endif
 
-#define ALL_LANES UINT32_MAX
+#define ALL_LANES       UINT32_MAX
+#define POPULATE_STRIDE (UINT64_C(16) << 20)
 /* Keys in one message. */
 #define PIECES_MESSAGE 4096u
 /* Binding is a matter of microseconds a piece. */
@@ -143,13 +144,28 @@ static bool may_put_off(const struct eng_rail *rail, uint32_t piece)
 	return !eng_region_has_data(r, at, len) && !(rail->exposes && has_todo(rail, piece));
 }
 
+static bool is_given_up(const struct eng_rail *rail)
+{
+	return atomic_load_explicit(&rail->reg_stop, memory_order_relaxed) ||
+	       atomic_load_explicit(&rail->reg_failure, memory_order_relaxed);
+}
+
+/* Where the kernel does not know it, pinning faults the pages in, one after the other.  In strides: the session's thread
+ * waits for this one when the rail is given up, and accepts no lane of the next rail meanwhile. */
+static void populate(const struct eng_rail *rail, uint32_t piece)
+{
+	uint64_t at, len;
+	const struct eng_region *r = locate(rail, piece, &at, &len);
+	uint64_t stride = r->desc.page_size > POPULATE_STRIDE ? r->desc.page_size : POPULATE_STRIDE;
+	for (uint64_t end = at + len; at < end && !is_given_up(rail); at += stride)
+		(void)madvise(r->map + at, end - at < stride ? end - at : stride,
+			      MADV_POPULATE_WRITE);
+}
+
 static int register_piece(struct eng_rail *rail, uint32_t piece, struct mf_error *err)
 {
 	uint64_t at, len;
 	const struct eng_region *r = locate(rail, piece, &at, &len);
-	if (rail->session->params.side == MF_DESTINATION && pins(rail))
-		/* Where the kernel does not know it, pinning faults the pages in, one after the other. */
-		(void)madvise(r->map + at, len, MADV_POPULATE_WRITE);
 	int code = tp_mr_reg(rail->domain, r->map + at, len, rail->access, &rail->mr[piece], err);
 	if (code < 0)
 		base_error_prefix(err, "region %s: ", r->desc.name);
@@ -175,12 +191,16 @@ static void *register_pieces(void *arg)
 {
 	struct eng_rail *rail = arg;
 	uint32_t piece;
-	while (!atomic_load_explicit(&rail->reg_stop, memory_order_relaxed) &&
-	       !atomic_load_explicit(&rail->reg_failure, memory_order_relaxed) &&
+	while (!is_given_up(rail) &&
 	       (piece = atomic_fetch_add_explicit(&rail->reg_next, 1, memory_order_relaxed)) <
 		       rail->pieces.total) {
 		struct mf_error err = { 0 };
-		int code = may_put_off(rail, piece) ? 0 : register_piece(rail, piece, &err);
+		bool put_off = may_put_off(rail, piece);
+		if (!put_off && rail->session->params.side == MF_DESTINATION && pins(rail))
+			populate(rail, piece);
+		if (is_given_up(rail))
+			break;
+		int code = put_off ? 0 : register_piece(rail, piece, &err);
 		if (code < 0) {
 			pthread_mutex_lock(&rail->reg_lock);
 			if (!rail->reg_error.code)

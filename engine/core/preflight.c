@@ -290,13 +290,6 @@ void eng_preflight_peer(struct mf_session *s, const Mf__Wire__Guest *peer)
 		eng_finding(s, MF_OK, "regions", "the same %u on both hosts", g->n_regions);
 }
 
-const struct tp_ops *eng_find_transport(const struct mf_session *s, const char *kind)
-{
-	if (s->tp_given && !strcmp(s->tp_given->kind, kind))
-		return s->tp_given;
-	return tp_find(kind);
-}
-
 int eng_try_transport(const struct tp_ops *tp, const char *local, struct mf_error *err)
 {
 	const struct tp_domain_params params = { .local = local, .depth = 1 };

@@ -890,6 +890,13 @@ int eng_pull_all(struct mf_session *s, struct eng_pull *p, struct mf_error *err)
 	return r;
 }
 
+bool eng_present_exists(const struct mf_session *s)
+{
+	char path[512];
+	present_path(s, path, sizeof(path));
+	return access(path, F_OK) == 0;
+}
+
 void eng_present_remove(const struct mf_session *s)
 {
 	char path[512];

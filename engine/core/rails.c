@@ -62,7 +62,8 @@ static int open_rail(struct eng_rail *rail, uint32_t exposes, const struct mf_er
 	struct tp_domain_params params = { .local = rail->local,
 					   .depth = ENG_DEPTH,
 					   .silence_ms = s->params.lane_timeout_ms,
-					   .on_demand = s->params.on_demand };
+					   .on_demand = s->params.on_demand,
+					   .seal = s->report.sealing ? &s->seal : NULL };
 	*err = (struct mf_error){ 0 };
 	int r = tp_domain_open(rail->tp, &params, &rail->domain, err);
 	if (r < 0)
@@ -113,6 +114,8 @@ int eng_rails_open(struct mf_session *s, uint32_t n_bulk, struct mf_error *err)
 {
 	uint32_t exposes = exposes_now(s);
 	int r = eng_lanes_init(s, n_bulk, err);
+	if (r == 0)
+		r = eng_sealing_take_key(s, err);
 	bool any = false;
 	if (r < 0)
 		return r;
@@ -381,9 +384,13 @@ static void accept_one(struct eng_rail *rail, struct tp_lane **tp, uint32_t *n)
 		rail->error = why;
 		return;
 	}
-	if (lane->id >= eng_lanes_per_rail(rail->session) || tp[lane->id]) {
+	/* A second one has heard how the first one was admitted. */
+	bool is_known = lane->id < eng_lanes_per_rail(rail->session);
+	if (!is_known || tp[lane->id]) {
 		tp_lane_shutdown(lane);
 		tp_lane_close(lane);
+		if (is_known)
+			return;
 		base_error(&rail->error, -MF_EPEER, MF_SCOPE_LANE,
 			   "the peer connected a lane that was not agreed on");
 		return;

@@ -14,6 +14,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
@@ -24,6 +25,9 @@
 #include "core/engine.h"
 
 #define TEXT_MAX 512
+/* Who only looks whether it is held has it for less. */
+#define LOCK_TRIES    20
+#define LOCK_PAUSE_MS 10
 
 static const char *const names[ENG_RECORD_COUNT] = {
 	[ENG_RECORD_COMMITTED] = "committed", [ENG_RECORD_READY] = "ready",
@@ -31,15 +35,25 @@ static const char *const names[ENG_RECORD_COUNT] = {
 	[ENG_RECORD_RUNNING] = "running",     [ENG_RECORD_COMPLETE] = "complete",
 };
 
-static const char *side_name(const struct mf_session *s)
+const char *eng_record_name(enum eng_record what)
 {
-	return s->params.side == MF_SOURCE ? "source" : "destination";
+	return names[what];
+}
+
+static const char *side_name(enum mf_side side)
+{
+	return side == MF_SOURCE ? "source" : "destination";
+}
+
+void eng_record_path(const char *run_dir, const char *session, enum mf_side side,
+		     const char *suffix, char *ret, size_t cap)
+{
+	(void)snprintf(ret, cap, "%s/%s.%s.%s", run_dir, session, side_name(side), suffix);
 }
 
 static void file_path(const struct mf_session *s, const char *suffix, char *ret, size_t cap)
 {
-	(void)snprintf(ret, cap, "%s/%s.%s.%s", s->run_dir, s->report.session, side_name(s),
-		       suffix);
+	eng_record_path(s->run_dir, s->report.session, s->params.side, suffix, ret, cap);
 }
 
 static int write_synced(const char *path, const char *text)
@@ -54,27 +68,44 @@ static int write_synced(const char *path, const char *text)
 	return fsync(fd) ? -errno : 0;
 }
 
-/* -EWOULDBLOCK: somebody else has it. */
+int eng_record_lock(const char *path, int flags)
+{
+	base_autofd fd = open(path, O_RDWR | O_CLOEXEC | flags, 0600);
+	if (fd < 0)
+		return -errno;
+	for (int i = 0; flock(fd, LOCK_EX | LOCK_NB); i++) {
+		if (errno != EWOULDBLOCK || i == LOCK_TRIES)
+			return -errno;
+		(void)poll(NULL, 0, LOCK_PAUSE_MS);
+	}
+	return base_take_fd(&fd);
+}
+
+bool eng_record_is_held(const char *path)
+{
+	base_autofd fd = open(path, O_RDONLY | O_CLOEXEC);
+	return fd >= 0 && flock(fd, LOCK_SH | LOCK_NB) && errno == EWOULDBLOCK;
+}
+
 static int lock(struct mf_session *s, int flags)
 {
 	char path[512];
 	if (s->lock_fd >= 0)
 		return 0;
 	file_path(s, "lock", path, sizeof(path));
-	base_autofd fd = open(path, O_RDWR | O_CLOEXEC | flags, 0600);
-	if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB))
-		return -errno;
-	s->lock_fd = base_take_fd(&fd);
-	return 0;
+	int fd = eng_record_lock(path, flags);
+	if (fd >= 0)
+		s->lock_fd = fd;
+	return fd < 0 ? fd : 0;
 }
 
-static void say(const struct mf_session *s, enum eng_record what, bool postcopy,
-		char text[TEXT_MAX])
+static void say(struct mf_session *s, enum eng_record what, bool postcopy, char text[TEXT_MAX])
 {
 	(void)snprintf(text, TEXT_MAX,
-		       "{\"version\":2,\"session\":\"%s\",\"side\":\"%s\",\"state\":\"%s\","
-		       "\"postcopy\":%s,\"pid\":%d,\"peer\":\"%s\",\"time\":%lld}\n",
-		       s->report.session, side_name(s), names[what], postcopy ? "true" : "false",
+		       "{\"version\":3,\"session\":\"%s\",\"side\":\"%s\",\"state\":\"%s\","
+		       "\"postcopy\":%s,\"ran\":%s,\"pid\":%d,\"peer\":\"%s\",\"time\":%lld}\n",
+		       s->report.session, side_name(s->params.side), names[what],
+		       postcopy ? "true" : "false", eng_guest_ran(s) ? "true" : "false",
 		       s->guest.pid ? (int)s->guest.pid : s->record.pid, s->peer_name,
 		       (long long)time(NULL));
 }
@@ -127,41 +158,61 @@ int eng_record_write(struct mf_session *s, enum eng_record what, bool postcopy,
 	return 0;
 }
 
+int eng_record_parse(const char *path, const char *session, enum mf_side side,
+		     struct eng_record_entry *ret)
+{
+	char text[512], of[MF_SESSION_NAME_MAX], at[16], state[16], postcopy[8], ran[8];
+	base_autofd fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	ssize_t n = read(fd, text, sizeof(text) - 1);
+	text[n > 0 ? n : 0] = '\0';
+	*ret = (struct eng_record_entry){ .what = ENG_RECORD_COUNT };
+	if (sscanf(text,
+		   "{\"version\":3,\"session\":\"%39[0-9a-f]\",\"side\":\"%15[a-z]\",\"state\":\"%"
+		   "15[a-z]\","
+		   "\"postcopy\":%7[a-z],\"ran\":%7[a-z],\"pid\":%d,",
+		   of, at, state, postcopy, ran, &ret->pid) == 6 &&
+	    !strcmp(of, session) && !strcmp(at, side_name(side))) {
+		for (int i = 0; i < ENG_RECORD_COUNT; i++) {
+			if (!strcmp(state, names[i]))
+				ret->what = (enum eng_record)i;
+		}
+		ret->postcopy = !strcmp(postcopy, "true");
+		ret->ran = !strcmp(ran, "true");
+	}
+	return ret->what == ENG_RECORD_COUNT ? -EBADMSG : 0;
+}
+
 int eng_record_read(struct mf_session *s, struct eng_record_entry *ret, struct mf_error *err)
 {
-	char path[512], text[TEXT_MAX], session[MF_SESSION_NAME_MAX], side[16], state[16],
-		postcopy[8];
+	char path[512];
 	file_path(s, "record", path, sizeof(path));
 	int r = lock(s, 0);
 	if (r == -EWOULDBLOCK)
 		return base_error(err, -MF_EUSAGE, MF_SCOPE_HOST,
 				  "session %s goes on already, in another process of this host",
 				  s->report.session);
-	base_autofd fd = r < 0 ? -1 : open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
+	if (r == 0)
+		r = eng_record_parse(path, s->report.session, s->params.side, ret);
+	if (r == -EBADMSG)
+		return base_error(err, -EBADMSG, MF_SCOPE_HOST,
+				  "%s: not a record that this version has written", path);
+	if (r < 0)
 		return base_error(err, -MF_EUSAGE, MF_SCOPE_HOST,
 				  "session %s: nothing to go on with: %s has no record of it as "
 				  "this move's %s",
-				  s->report.session, s->run_dir, side_name(s));
-	ssize_t n = read(fd, text, sizeof(text) - 1);
-	text[n > 0 ? n : 0] = '\0';
-	*ret = (struct eng_record_entry){ .what = ENG_RECORD_COUNT };
-	if (sscanf(text,
-		   "{\"version\":2,\"session\":\"%39[0-9a-f]\",\"side\":\"%15[a-z]\",\"state\":\"%"
-		   "15[a-z]\","
-		   "\"postcopy\":%7[a-z],\"pid\":%d,",
-		   session, side, state, postcopy, &ret->pid) == 5 &&
-	    !strcmp(session, s->report.session) && !strcmp(side, side_name(s))) {
-		for (int i = 0; i < ENG_RECORD_COUNT; i++) {
-			if (!strcmp(state, names[i]))
-				ret->what = (enum eng_record)i;
-		}
-		ret->postcopy = !strcmp(postcopy, "true");
-	}
-	if (ret->what == ENG_RECORD_COUNT)
-		return base_error(err, -EBADMSG, MF_SCOPE_HOST,
-				  "%s: not a record that this version has written", path);
+				  s->report.session, s->run_dir, side_name(s->params.side));
 	return 0;
+}
+
+int eng_record_claim(struct mf_session *s, struct mf_error *err)
+{
+	int r = lock(s, O_CREAT);
+	return r < 0 ? base_error_sys(err, r, MF_SCOPE_HOST,
+				      "session %s: its lock in %s cannot be had", s->report.session,
+				      s->run_dir)
+		     : 0;
 }
 
 void eng_record_remove(struct mf_session *s)

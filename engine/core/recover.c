@@ -15,7 +15,6 @@
  * does not matter which of the two was lost, how often, and whether the processes are the same ones.
  */
 #include <errno.h>
-#include <signal.h>
 #include <string.h>
 
 #include "base/clock.h"
@@ -89,10 +88,35 @@ static int serve_again(struct mf_session *s, struct mf_error *err)
 	return r < 0 ? r : eng_source_join(s, err);
 }
 
+/* The guest is the destination's, which does not go on with it here. */
+static int end_owned(struct mf_session *s, struct mf_error *err)
+{
+	eng_set_state(s, ENG_PAUSED);
+	(void)eng_send_plain(s, WIRE_BODY(BYE), NULL);
+	if (s->guest_has_ended && s->record.postcopy)
+		return base_error(
+			err, -MF_EPAUSED, MF_SCOPE_SESSION,
+			"the guest (pid %d) has ended here, and the destination lacks pages that "
+			"only it had: neither host has the whole guest; end it there, then "
+			"memferry forget %s on both",
+			s->record.pid, s->report.session);
+	return base_error(err, -MF_EPAUSED, MF_SCOPE_SESSION,
+			  "the guest belongs to the destination, which could not resume it; %s: "
+			  "look there",
+			  s->guest_has_ended ? "it has ended here"
+					     : "this host keeps its memory and its paused monitor");
+}
+
 static int end_unfinished(struct mf_session *s, bool is_owner, struct mf_error *err)
 {
 	eng_guest_commit(s); /* in doubt, the source never resumes by itself */
 	eng_set_state(s, is_owner ? ENG_PAUSED : ENG_IN_DOUBT);
+	if (s->guest_has_ended)
+		return base_error(
+			err, -MF_EINDOUBT, MF_SCOPE_SESSION,
+			"the guest (pid %d) has ended here, and whether it runs at the "
+			"destination is not known: memferry send ... --resume %s asks again",
+			s->record.pid, s->report.session);
 	if (is_owner)
 		return base_error(
 			err, -MF_EPAUSED, MF_SCOPE_SESSION,
@@ -139,6 +163,13 @@ int eng_source_recover(struct mf_session *s, struct mf_error *err)
 			eng_set_state(s, ENG_FINISHING);
 			return 0;
 		}
+		if (answer.state == MF__WIRE__ANSWER__STATE__ABORTED && !is_owner &&
+		    s->guest_has_ended)
+			return base_error(err, -MF_EPEER, MF_SCOPE_SESSION,
+					  "the destination gave up before the commit reached it, "
+					  "and the guest (pid %d) has ended here meanwhile: it "
+					  "runs nowhere",
+					  s->record.pid);
 		if (answer.state == MF__WIRE__ANSWER__STATE__ABORTED && !is_owner)
 			return base_error(err, -MF_EPEER, MF_SCOPE_SESSION,
 					  "the destination gave up before the commit reached it");
@@ -146,15 +177,8 @@ int eng_source_recover(struct mf_session *s, struct mf_error *err)
 			struct mf_error why = { 0 };
 			is_owner = true;
 			eng_guest_commit(s);
-			if (!answer.goes_on) {
-				eng_set_state(s, ENG_PAUSED);
-				(void)eng_send_plain(s, WIRE_BODY(BYE), NULL);
-				return base_error(
-					err, -MF_EPAUSED, MF_SCOPE_SESSION,
-					"the guest belongs to the destination, which could not "
-					"resume it; this host keeps its memory and its paused "
-					"monitor: look there");
-			}
+			if (!answer.goes_on)
+				return end_owned(s, err);
 			if (serve_again(s, &why) == 0) {
 				connected_again(s);
 				return 1;
@@ -192,6 +216,8 @@ static int read_again(struct mf_session *s, struct mf_error *err)
 		return r;
 	r = check_regions(s, msg->describe->guest, err);
 	if (r == 0)
+		r = eng_sealing_follow(s, msg->describe->sealing, err);
+	if (r == 0)
 		r = eng_rails_pair(s, msg->describe, err);
 	wire_msg_free(msg);
 	if (r < 0) {
@@ -208,24 +234,27 @@ static int read_again(struct mf_session *s, struct mf_error *err)
 
 static bool guest_is_gone(const struct mf_session *s)
 {
-	return kill(s->guest.pid, 0) && errno == ESRCH;
+	return !eng_process_lives(s->guest.pid);
 }
 
 int eng_destination_recover(struct mf_session *s, struct mf_error *err)
 {
 	const struct eng_answer answer = { MF__WIRE__ANSWER__STATE__OWNER, true };
 	struct wire_acceptor *acceptor = NULL;
+	bool is_lost = false;
 	begin(s);
 	eng_emit(s, MF_EVENT_NOTICE,
 		 "no connection to the source: the guest waits for pages; listening for the "
 		 "source, for up to %llu s",
 		 (unsigned long long)(s->params.recover_timeout_ms / 1000));
-	while (!guest_is_gone(s) && !is_over(s)) {
+	while (!guest_is_gone(s) && !is_lost && !is_over(s)) {
 		struct mf_error why = { 0 };
 		uint64_t slice = base_deadline_ms(1000);
 		int r = acceptor ? 0 : eng_open_answering(s, &acceptor);
-		if (r == 0)
+		if (r == 0) {
 			r = eng_answer_next(s, acceptor, slice, &answer);
+			is_lost = r == 0; /* heard by a source that cannot go on */
+		}
 		if (r == 1 && read_again(s, &why) == 0) {
 			wire_acceptor_close(acceptor);
 			connected_again(s);
@@ -240,6 +269,13 @@ int eng_destination_recover(struct mf_session *s, struct mf_error *err)
 	}
 	wire_acceptor_close(acceptor);
 	eng_set_state(s, ENG_PAUSED);
+	if (is_lost)
+		return base_error(
+			err, -MF_EPAUSED, MF_SCOPE_SESSION,
+			"the guest has ended at the source with pages that are missing here: "
+			"neither host has the whole guest; end it (pid %d), then memferry forget "
+			"%s on both",
+			(int)s->guest.pid, s->report.session);
 	if (guest_is_gone(s))
 		return base_error(err, -MF_EPAUSED, MF_SCOPE_SESSION,
 				  "the guest's process (pid %d) has ended in post-copy: neither "

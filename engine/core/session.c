@@ -393,6 +393,11 @@ static int check_security(const struct mf_session_params *p, struct mf_error *er
 	if (p->tls_peers && !p->tls_dir)
 		return base_usage_error(
 			err, "names of peers (tls_peers) stand in certificates: they need tls_dir");
+	if (p->sealing && p->insecure)
+		return base_usage_error(
+			err,
+			"sealing: its keys come from a secured control channel; give tls_dir or "
+			"psk instead of insecure");
 	return 0;
 }
 
@@ -401,9 +406,10 @@ static int check_params(const struct mf_session_params *p, struct mf_error *err)
 	int r;
 	const char *wrong = !p->address                                         ? "no address"
 			    : !p->run_dir                                       ? "no run_dir"
-			    : !p->guest.ops                                     ? "no guest"
+			    : !p->guest.ops && !p->resume                       ? "no guest"
 			    : (unsigned)p->mode >= MF_MODE_COUNT                ? "no such mode"
 			    : (unsigned)p->verify > MF_VERIFY_FULL              ? "no such verify"
+			    : (unsigned)p->sealing > MF_SEALING_ENCRYPT         ? "no such sealing"
 			    : p->side != MF_SOURCE && p->side != MF_DESTINATION ? "no such side"
 			    : p->lanes > ENG_LANES_MAX ? "more than 64 lanes"
 						       : NULL;
@@ -501,7 +507,7 @@ int mf_session_create(const struct mf_session_params *given, struct mf_session *
 		-1;
 	pthread_mutex_init(&s->progress_lock, NULL);
 	r = eng_drive_init(&s->drive, err);
-	if (r == 0)
+	if (r == 0 && params->guest.ops)
 		r = eng_guest_take_table(s, params->guest.ops, err);
 	if (r < 0)
 		return r;
@@ -536,12 +542,21 @@ int mf_session_create(const struct mf_session_params *given, struct mf_session *
 		return r;
 	s->report.side = s->progress.side = params->side;
 	s->report.mode = params->mode;
+	/* A destination does what the source asks for. */
+	if (params->side == MF_SOURCE)
+		s->report.sealing = s->params.sealing;
 	s->report.transport = "";
 	if (params->resume) {
 		eng_name_session(s, params->resume);
 		r = eng_record_read(s, &s->record, err);
 		if (r < 0)
 			return r;
+		s->guest_has_ended = !params->guest.ops;
+		if (s->guest_has_ended && eng_process_lives(s->record.pid))
+			return base_error(err, -MF_EREFUSED, MF_SCOPE_HOST,
+					  "session %s: its guest (pid %d) lives: it takes that to "
+					  "go on",
+					  s->report.session, s->record.pid);
 	} else if (params->side == MF_SOURCE) {
 		name_session(s);
 	}

@@ -99,6 +99,7 @@ int eng_source_describe(struct mf_session *s, struct mf_error *err)
 	body.mode = s->params.mode;
 	body.verify = s->params.verify == MF_VERIFY_FULL;
 	body.check_only = s->params.check_only;
+	body.sealing = s->report.sealing;
 	int r = eng_rails_offer_paths(s, &body, err);
 	msg.body_case = WIRE_BODY(DESCRIBE);
 	msg.describe = &body;
@@ -121,6 +122,8 @@ int eng_source_take_verdicts(struct mf_session *s, struct mf_error *err)
 	r = eng_preflight_verdict(s, err);
 	if (r == 0 && v->refused)
 		r = base_error(err, -MF_EREFUSED, MF_SCOPE_SESSION, "the destination refused");
+	if (r == 0)
+		r = eng_sealing_confirm(s, v->sealing, err);
 	if (r == 0)
 		r = eng_rails_take(s, v, err);
 	if (r == 0) {
@@ -415,8 +418,8 @@ static int ask_what_became(struct mf_session *s, bool is_taken, bool runs, int c
 static int source_resume(struct mf_session *s, struct mf_error *err)
 {
 	bool runs = false;
-	int r = eng_guest_describe(s, err);
-	if (r == 0)
+	int r = s->guest_has_ended ? 0 : eng_guest_describe(s, err);
+	if (r == 0 && !s->guest_has_ended)
 		r = eng_guest_take_over(s, &runs, err);
 	bool is_taken = r == 0;
 	if (is_taken && !runs)
@@ -424,7 +427,8 @@ static int source_resume(struct mf_session *s, struct mf_error *err)
 	s->stopped_us = base_now_us(); /* for all we know */
 	if (r < 0 || runs)
 		return ask_what_became(s, is_taken, runs, r, err);
-	s->prepared = true;
+	/* Without a guest it only asks, and does what is left to do. */
+	s->prepared = !s->guest_has_ended;
 	eng_memory_seed(s);
 	r = eng_source_recover(s, err);
 	if (r < 0)

@@ -277,9 +277,14 @@ static void close_guest(void *p)
 	free(hv);
 }
 
-static int take_over(void *hv, bool *ret_runs, struct mf_error *err)
+static int take_over(void *hv, bool ran, bool *ret_runs, struct mf_error *err)
 {
-	return qemu_take_over(hv, ret_runs, err);
+	return qemu_take_over(hv, ran, ret_runs, err);
+}
+
+static bool ran(void *hv)
+{
+	return ((const struct qemu *)hv)->undo->was_running;
 }
 
 /* prepare() closes all that it finds, so what there is was made for this move. */
@@ -319,6 +324,7 @@ static const struct mf_adapter_ops qemu_ops = {
 	.let_go = let_go,
 	.take_over = take_over,
 	.find_userfaultfd = find_userfaultfd,
+	.ran = ran,
 };
 
 /* ---- a guardian's part ---- */

@@ -109,7 +109,7 @@ int qemu_pause(struct qemu *hv, uint64_t *ret_stopped_us, struct mf_error *err);
 int qemu_save_state(struct qemu *hv, mf_state_write_fn write, void *ctx, struct mf_error *err);
 int qemu_load_state(struct qemu *hv, mf_state_read_fn read, void *ctx, struct mf_error *err);
 int qemu_resume(struct qemu *hv, struct mf_error *err);
-int qemu_take_over(struct qemu *hv, bool *ret_runs, struct mf_error *err);
+int qemu_take_over(struct qemu *hv, bool ran, bool *ret_runs, struct mf_error *err);
 int qemu_hold(struct qemu *hv, struct mf_error *err);
 int qemu_let_go(struct qemu *hv, struct mf_error *err);
 int qemu_abort(struct qemu *hv, struct mf_error *err);

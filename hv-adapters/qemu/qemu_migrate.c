@@ -471,7 +471,7 @@ int qemu_resume(struct qemu *hv, struct mf_error *err)
 
 /* ---- after another process ---- */
 
-int qemu_take_over(struct qemu *hv, bool *ret_runs, struct mf_error *err)
+int qemu_take_over(struct qemu *hv, bool ran, bool *ret_runs, struct mf_error *err)
 {
 	char state[32];
 	assert(!hv->undo->is_prepared && hv->undo->move == QEMU_MOVE_NONE);
@@ -486,8 +486,7 @@ int qemu_take_over(struct qemu *hv, bool *ret_runs, struct mf_error *err)
 			err, -MF_EREFUSED, MF_SCOPE_HOST,
 			"QEMU (pid %d) is in state %s: the guest of this move is not in it",
 			(int)hv->pid, state);
-	/* What was the case before is not known: a guest that was paused by its user runs. */
-	hv->undo->was_running = true;
+	hv->undo->was_running = ran;
 	qemu_assume_settings(hv);
 	hv->undo->move = QEMU_MOVE_DONE;
 	hv->undo->is_prepared = true;

@@ -2,7 +2,7 @@
 /*
  * The laws of transport/transport.h, one test of each number and a few more where a law has
  * several sides.  conf_transport BACKEND [TEST]; BACKEND "faulty" is the fault injector with an
- * empty plan.  $MEMFERRY_TEST_HOST is the address to use: for verbs, that of an RDMA device.
+ * empty plan, "sealed:BACKEND" and "hashed:BACKEND" are the sealed transport over one.  $MEMFERRY_TEST_HOST is the address to use: for verbs, that of an RDMA device.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -25,6 +25,7 @@
 #include "base/error.h"
 #include "tests/conformance/tp_rig.h"
 #include "transport/faulty/faulty.h"
+#include "transport/token.h"
 
 #define KIB      1024u
 #define MIB      (1024u * KIB)
@@ -664,11 +665,14 @@ static void t10_a_wrong_token_is_refused(void **state)
 	(void)state;
 	open_rig(8, 0, MIB, BOTH);
 	start_acceptor(&acceptor, PATIENCE);
-	for (unsigned i = 0; i < TP_TOKEN_SIZE; i += 31) {
+	for (unsigned i = 0; i < 3; i++) {
 		struct mf_error err = { 0 };
 		uint8_t wrong[TP_TOKEN_SIZE];
 		memcpy(wrong, rig.token, sizeof(wrong));
-		wrong[i] ^= 0x10;
+		if (i < 2)
+			wrong[i * (TP_TOKEN_SIZE - 1)] ^= 0x10;
+		else /* what was seen on the wire when a lane was connected */
+			assert_int_equal(tp_lane_proof(rig.token, 5, wrong), 0);
 		assert_true(tp_connect(rig.near_domain, rig.addr, wrong, 5, PATIENCE, &lane, &err) <
 			    0);
 		assert_null(lane);
@@ -928,7 +932,7 @@ static void full_read(int fd, void *to, size_t len)
 /* Admits one lane, serves it if told to, and otherwise holds still until it is killed. */
 static void be_far(int out, const uint8_t *token, bool serve)
 {
-	struct tp_domain_params params = { .local = rig_host(), .depth = 16 };
+	struct tp_domain_params params = { .local = rig_host(), .depth = 16, .seal = &rig_seal };
 	struct tp_domain *domain;
 	struct tp_listener *listener;
 	struct tp_lane *lane;
@@ -989,7 +993,7 @@ struct near_end {
 
 static void connect_near(struct near_end *near, const struct far_process *far, const uint8_t *token)
 {
-	struct tp_domain_params params = { .depth = 16 };
+	struct tp_domain_params params = { .depth = 16, .seal = &rig_seal };
 	struct mf_error err = { 0 };
 
 	memset(&ledger, 0, sizeof(ledger));
@@ -1365,6 +1369,173 @@ static void t13_many_are_lent_and_revoked_at_once(void **state)
 	rig_close(&rig);
 }
 
+/* T14 */
+
+static void open_with_messages(uint32_t depth, uint32_t receives)
+{
+	const struct rig_params params = { .near_ops = ops,
+					   .far_ops = ops,
+					   .depth = depth,
+					   .n_lanes = 1,
+					   .bytes = 4 * MIB,
+					   .far_access = BOTH,
+					   .receives = receives };
+
+	memset(&ledger, 0, sizeof(ledger));
+	rig_open(&rig, &params);
+}
+
+static bool has_messages(void)
+{
+	if (!ops->post_send)
+		skip();
+	return ops->post_send;
+}
+
+/* What the far end's owner posts, and finds. */
+struct mailbox {
+	uint32_t n;       /* receives of len bytes, at `at` of far_mem and on */
+	uint64_t at, len; /* the cookie is the offset */
+	int posted;
+};
+
+static void post_receives(struct tp_lane *lane, void *arg)
+{
+	struct mailbox *box = arg;
+	struct tp_xfer x[64];
+
+	for (uint32_t i = 0; i < box->n; i++) {
+		x[i] = (struct tp_xfer){ .local = rig.far_mem + box->at + i * box->len,
+					 .mr = rig.far_mr,
+					 .len = box->len,
+					 .cookie = box->at + i * box->len };
+	}
+	box->posted = tp_post_receive(lane, x, box->n);
+}
+
+static const struct tp_wc *await_mail(unsigned n)
+{
+	uint64_t deadline = PATIENCE;
+
+	while (atomic_load(&rig.pump[0].n_mail) < n) {
+		assert_true(base_now_us() < deadline);
+		(void)usleep(100);
+	}
+	return rig.pump[0].mail;
+}
+
+static void send_message(uint64_t near_at, uint64_t len, uint64_t cookie)
+{
+	struct tp_xfer x = rig_xfer(&rig, near_at, 0, len, cookie);
+	ledger_post(&ledger, rig.lane[0], &x, 1, tp_post_send);
+}
+
+static void t14_messages_come_whole_and_in_order(void **state)
+{
+	struct mailbox box = { .n = 8, .at = MIB, .len = 64 * KIB };
+	static const uint64_t lengths[] = { 1, 64 * KIB, 7, 4096, 63 * KIB + 1, 2, 48, 3000 };
+
+	(void)state;
+	if (!has_messages())
+		return;
+	open_with_messages(16, 8);
+	fill(rig.near_mem, rig.params.bytes, 14);
+	for (unsigned round = 0; round < 20; round++) {
+		memset(&ledger, 0, sizeof(ledger));
+		memset(rig.far_view, 0, rig.params.bytes);
+		atomic_store(&rig.pump[0].n_mail, 0);
+		rig_on_far(&rig, 0, post_receives, &box);
+		assert_int_equal(box.posted, 8);
+		for (unsigned i = 0; i < 8; i++)
+			send_message(i * 64 * KIB, lengths[i], i);
+		ledger_collect(&ledger, rig.lane[0], 8);
+		assert_int_equal(ledger.n_failed, 0);
+		const struct tp_wc *wc = await_mail(8);
+		for (unsigned i = 0; i < 8; i++) {
+			assert_int_equal(wc[i].status, 0);
+			assert_true(wc[i].received);
+			assert_int_equal(wc[i].len, lengths[i]);
+			assert_int_equal(wc[i].cookie, MIB + i * 64 * KIB);
+			assert_memory_equal(rig.far_view + MIB + i * 64 * KIB,
+					    rig.near_mem + i * 64 * KIB, lengths[i]);
+			if (lengths[i] < 64 * KIB)
+				assert_int_equal(rig.far_view[MIB + i * 64 * KIB + lengths[i]], 0);
+		}
+	}
+	rig_close(&rig);
+}
+
+static void t14_messages_keep_their_place_among_writes(void **state)
+{
+	struct mailbox box = { .n = 1, .at = 2 * MIB, .len = KIB };
+
+	(void)state;
+	if (!has_messages())
+		return;
+	open_with_messages(16, 2);
+	fill(rig.near_mem, rig.params.bytes, 15);
+	struct tp_xfer x = rig_xfer(&rig, 0, 0, MIB, 0);
+	ledger_post(&ledger, rig.lane[0], &x, 1, tp_post_write);
+	send_message(MIB, KIB, 1); /* before there is a receive: it waits for one */
+	rig_on_far(&rig, 0, post_receives, &box);
+	assert_int_equal(box.posted, 1);
+	ledger_flush(&ledger, rig.lane[0], 2);
+	assert_int_equal(ledger.n_failed, 0);
+	assert_int_equal(await_mail(1)->len, KIB);
+	assert_filled(rig.far_view, MIB, 15);
+	assert_memory_equal(rig.far_view + 2 * MIB, rig.near_mem + MIB, KIB);
+	rig_close(&rig);
+}
+
+static void t14_receives_are_bounded_and_complete_once(void **state)
+{
+	struct tp_xfer x[8];
+	struct tp_wc wc[16];
+	unsigned got = 0;
+	int n;
+
+	(void)state;
+	if (!has_messages())
+		return;
+	open_with_messages(4, 6);
+	for (unsigned i = 0; i < 8; i++)
+		x[i] = rig_xfer(&rig, i * KIB, 0, KIB, 100 + i);
+	assert_int_equal(tp_post_receive(rig.lane[0], x, 8), 6);
+	assert_int_equal(tp_post_receive(rig.lane[0], x, 1), -EAGAIN);
+	/* They are no operations in flight. */
+	x[0].cookie = 0;
+	ledger_post(&ledger, rig.lane[0], x, 1, tp_post_write);
+	ledger_flush(&ledger, rig.lane[0], 1);
+	tp_lane_shutdown(rig.lane[0]);
+	while ((n = tp_lane_poll(rig.lane[0], wc, 16)) > 0) {
+		for (int i = 0; i < n; i++, got++) {
+			assert_true(wc[i].received && wc[i].status < 0);
+			assert_int_equal(wc[i].cookie, 100 + got);
+		}
+	}
+	assert_true(n < 0);
+	assert_int_equal(got, 6);
+	rig_close(&rig);
+}
+
+static void t14_a_message_too_long_fails_the_lane(void **state)
+{
+	struct mailbox box = { .n = 1, .at = 2 * MIB, .len = KIB };
+
+	(void)state;
+	if (!has_messages())
+		return;
+	open_with_messages(8, 2);
+	fill(rig.near_mem, rig.params.bytes, 16);
+	rig_on_far(&rig, 0, post_receives, &box);
+	send_message(0, 2 * KIB, 0);
+	assert_true(ledger_collect_failure(&ledger, rig.lane[0]) < 0);
+	assert_zero(rig.far_view + 2 * MIB + KIB, KIB);
+	rig_close(&rig);
+}
+
+/* T15: what is only true of sealed lanes is in test_sealed.c. */
+
 /* Counters */
 
 static void counters_add_up(void **state)
@@ -1444,7 +1615,9 @@ static void a_gap_is_less_than_an_operation(void **state)
 
 static bool can_use(const struct tp_ops *inner)
 {
-	const struct tp_domain_params params = { .local = rig_host(), .depth = 1 };
+	const struct tp_domain_params params = { .local = rig_host(),
+						 .depth = 1,
+						 .seal = &rig_seal };
 	struct mf_error err = { 0 };
 	struct tp_domain *domain;
 
@@ -1454,6 +1627,16 @@ static bool can_use(const struct tp_ops *inner)
 	}
 	tp_domain_close(domain);
 	return true;
+}
+
+static const struct tp_ops *find(const char *name)
+{
+	const char *under = strchr(name, ':');
+
+	if (!under)
+		return tp_find(name);
+	rig_seal.sealing = strncmp(name, "hashed", 6) ? TP_SEAL_ENCRYPT : TP_SEAL_INTEGRITY;
+	return tp_find_sealed(under + 1);
 }
 
 int main(int argc, char **argv)
@@ -1493,19 +1676,24 @@ int main(int argc, char **argv)
 		cmocka_unit_test(t13_what_was_revoked_stays_as_it_is),
 		cmocka_unit_test(t13_our_own_operations_go_on),
 		cmocka_unit_test(t13_many_are_lent_and_revoked_at_once),
+		cmocka_unit_test(t14_messages_come_whole_and_in_order),
+		cmocka_unit_test(t14_messages_keep_their_place_among_writes),
+		cmocka_unit_test(t14_receives_are_bounded_and_complete_once),
+		cmocka_unit_test(t14_a_message_too_long_fails_the_lane),
 		cmocka_unit_test(counters_add_up),
 		cmocka_unit_test(registrations_are_counted),
 		cmocka_unit_test(a_gap_is_less_than_an_operation),
 	};
 
 	if (argc != 2 && argc != 3) {
-		(void)fprintf(stderr, "usage: conf_transport BACKEND|faulty [TEST]\n");
+		(void)fprintf(stderr,
+			      "usage: conf_transport [sealed:|hashed:]BACKEND|faulty [TEST]\n");
 		return 2;
 	}
 	if (argc == 3)
 		cmocka_set_test_filter(argv[2]);
 	bool faulty = !strcmp(argv[1], "faulty");
-	const struct tp_ops *inner = tp_find(faulty ? "tcp" : argv[1]);
+	const struct tp_ops *inner = find(faulty ? "tcp" : argv[1]);
 	if (!inner) {
 		(void)printf("SKIP: the transport %s was not built\n", argv[1]);
 		return 77;

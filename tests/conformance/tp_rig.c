@@ -18,6 +18,8 @@
 
 #define BATCH 16
 
+struct tp_seal rig_seal = { TP_SEAL_ENCRYPT, { 7, 7, 7 } };
+
 const char *rig_host(void)
 {
 	const char *host = getenv("MEMFERRY_TEST_HOST");
@@ -47,6 +49,13 @@ static void *run_pump(void *arg)
 			(void)sem_post(&pump->called);
 		}
 		int n = tp_lane_poll(pump->lane, wc, BATCH);
+		for (int i = 0; i < n; i++) {
+			unsigned at = atomic_load(&pump->n_mail);
+			if (!wc[i].received || at == sizeof(pump->mail) / sizeof(pump->mail[0]))
+				continue;
+			pump->mail[at] = wc[i];
+			atomic_store(&pump->n_mail, at + 1);
+		}
 		if (n < 0) {
 			atomic_store(&pump->ended, n);
 			return NULL;
@@ -138,7 +147,9 @@ void rig_open(struct rig *rig, const struct rig_params *params)
 	struct tp_domain_params domain = { .local = rig_host(),
 					   .depth = params->depth,
 					   .silence_ms = params->silence_ms,
-					   .on_demand = params->on_demand };
+					   .on_demand = params->on_demand,
+					   .receives = params->receives,
+					   .seal = params->seal ? params->seal : &rig_seal };
 	struct mf_error err = { 0 };
 	char any_port[TP_ADDR_MAX];
 

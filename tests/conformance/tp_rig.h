@@ -25,6 +25,8 @@ struct rig_params {
 	uint32_t far_access;
 	uint64_t silence_ms;
 	bool on_demand;
+	uint32_t receives;
+	const struct tp_seal *seal; /* NULL: one that both ends have, where one is needed */
 };
 
 struct rig_pump {
@@ -37,6 +39,9 @@ struct rig_pump {
 	void (*_Atomic call)(struct tp_lane *lane, void *arg);
 	void *call_arg;
 	sem_t called;
+	/* Messages that came, and receives that ended otherwise. */
+	struct tp_wc mail[64];
+	_Atomic unsigned n_mail;
 };
 
 struct rig {
@@ -56,6 +61,9 @@ struct rig {
 
 /* An address of this host that the transport can use: $MEMFERRY_TEST_HOST, or 127.0.0.1. */
 const char *rig_host(void);
+
+/* Of sealed transports, unless a test says otherwise. */
+extern struct tp_seal rig_seal;
 
 /* Completions by cookie, which are indices here. */
 #define LEDGER_MAX 65536u

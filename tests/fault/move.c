@@ -273,6 +273,7 @@ static void start_side(struct side *f, uint16_t port)
 		.peer_timeout_ms = timeout_ms,
 		.insecure = !psk,
 		.psk = psk,
+		.sealing = f->sealing,
 		.recover_timeout_ms = m->recover_timeout_ms ? m->recover_timeout_ms : 60000,
 		.on_event = take_event,
 		.ctx = f,
@@ -285,6 +286,10 @@ static void start_side(struct side *f, uint16_t port)
 	f->session->tp_given = f->tp;
 	if (m->device_paths)
 		tp_faulty_disguise(f->tp, "verbs", m->device_paths);
+	if (m->side[0].sealing) {
+		tp_sealed_init(&f->sealed, f->tp);
+		f->session->tp_given = &f->sealed.ops;
+	}
 	if (m->on_phase)
 		m->on_phase(f, MF_PHASE_IDLE);
 	assert_int_equal(pthread_create(&f->thread, NULL, run_side, f), 0);

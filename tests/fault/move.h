@@ -12,6 +12,7 @@
 
 #include "relay.h"
 #include "transport/faulty/faulty.h"
+#include "transport/sealed/sealed.h"
 
 /* A callback of the adapter. */
 enum step {
@@ -46,11 +47,14 @@ struct side {
 	struct tp_faulty_plan faults;
 	uint64_t peer_timeout_ms; /* 0: the move's */
 	const char *key;          /* of the control channel, in hexadecimal; NULL: it is plain */
+	enum mf_sealing sealing;
 
 	/* what comes of it */
 	struct mf_adapter guest;   /* the demo guest */
 	struct mf_adapter_ops ops; /* its table, with our steps in between; hv is this struct */
 	const struct tp_ops *tp;
+	struct tp_sealed_table
+		sealed; /* over tp, where the move is sealed: faults strike what is sealed */
 	struct mf_session *session;
 	pthread_t thread;
 	bool started;

@@ -82,6 +82,19 @@ class Perf(unittest.TestCase):
         self.assertTrue(json.loads(client.output)["results"][0]["bidirectional"])
         self.assertIn("GB/s", "\n".join(client.errors))
 
+    def test_sealing_is_measured(self):
+        self.serve()
+        rates = {}
+        for sealing in "none", "integrity", "encrypt":
+            _, doc = self.measure("bw", self.address, "-s", "256K", "-n", "200", "--repeat", "1", "--transport", "tcp",
+                                  "--sealing", sealing)
+            self.assertEqual(doc["options"]["sealing"], sealing)
+            rates[sealing] = doc["results"][0]["median_bytes_per_s"]
+            _, doc = self.measure("lat", self.address, "--op", "read", "-s", "4K", "-n", "50", "--repeat", "1", "--transport",
+                                  "tcp", "--sealing", sealing)
+            self.assertGreater(doc["results"][0]["bytes"], 0)
+        self.assertTrue(all(rates.values()), rates)
+
     def test_limits_set_the_exit_status(self):
         self.serve()
         self.run_perf("bw", self.address, "-n", "50", "--repeat", "1", "-w", "0.001", "-y", "0.000001")

@@ -13,60 +13,17 @@ import signal
 import time
 from pathlib import Path
 
-from harness import Case, Memferry, Ram, main, timeout
+from harness import Memferry, main, timeout, wire
 from harness.hosts import TwoHosts
-from harness.qemu import MIB
+from harness.resumed import ALERT, GUEST, SLOW, Resumed
 
-# What is missing takes ten seconds and more: the guest's data at the destination's limit.
-GUEST = {"ram": (Ram(96 * MIB),), "guest": "hot=8M rate=16M data=64M"}
-SLOW = "--max-bandwidth", "6M"
-ALERT = "--peer-timeout", "2000", "--connect-timeout", "2000"
 KILLS = int(os.environ.get("MEMFERRY_TEST_KILLS", "8"))
 SEED = int(os.environ.get("MEMFERRY_TEST_SEED", random.randrange(1 << 32)))
 KILLS_A_MOVE = 4
 WHOM = ("send",), ("receive",), ("send", "receive"), ("receive", "send")
 
 
-class Resume(Case):
-    def start(self, *args):
-        """A move in post-copy whose guest runs at the destination."""
-        self.source, self.destination = self.pair(**GUEST)
-        self.receiver = self.receive(self.destination, *SLOW, *ALERT)
-        self.address = self.receiver.address()
-        self.sender = self.send(self.address, self.source, "--mode", "postcopy", *ALERT, *args)
-        self.receiver.event("running")
-        self.sender.event("phase", phase="postcopy")
-        self.session = self.tell_session()
-
-    def tell_session(self):
-        status = self.memferry("status", "status", run=self.destination_run)
-        self.assertEqual(status.wait(), 0)
-        return next(e["session"] for e in status.events if e["event"] == "status")
-
-    def resume_send(self):
-        self.sender = self.send(self.address, self.source, *ALERT, "--resume", self.session)
-        return self.sender
-
-    def resume_receive(self, *args):
-        self.receiver = self.memferry("receive", "receive", "--listen", self.address, "--guest",
-                                      f"qemu:{self.destination.qmp_path}", "--insecure", *SLOW, *ALERT, "--resume",
-                                      self.session, *args, run=self.destination_run)
-        return self.receiver
-
-    def end(self, process):
-        process.signal(signal.SIGKILL)
-        process.wait()
-
-    def assert_whole(self):
-        self.assertEqual((self.sender.wait(), self.receiver.wait()), (0, 0),
-                         self.sender.transcript() + self.receiver.transcript())
-        for side in self.sender, self.receiver:
-            self.assertEqual(side.report["outcome"], "completed", side.transcript())
-        self.assert_guest_moved(self.source, self.destination)
-        for run in self.source_run, self.destination_run:
-            self.tell("status", run=run)  # takes away the sockets of who was killed
-            self.assertEqual([p.name for p in run.iterdir()], [], "left in the run directory")
-
+class Resume(Resumed):
     def kill_at_random(self, dice, kills):
         self.start()
         done = 0
@@ -184,6 +141,45 @@ class Resume(Case):
         if was_ready:
             self.assertEqual(receive.wait(), 1, receive.transcript())
             self.assertEqual(receive.report["outcome"], "aborted")
+
+    def kill_owner(self, paused):
+        """Of the destination, when its record says that the guest is its own, and QEMU has not been told to run it."""
+        self.start_by_relay(wire.COMMIT, "wait", "--mode", "precopy", paused=paused)
+        self.destination.signal(signal.SIGSTOP)  # it is asked for its state first
+        self.relay.go_on()
+        record = self.destination_run / f"{self.session}.destination.record"
+        deadline = time.monotonic() + timeout(10)
+        while json.loads(record.read_text())["state"] != "owner":
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.001)
+        self.end(self.receiver)
+        self.destination.signal(signal.SIGCONT)
+        self.assertEqual(self.destination.status(), "paused")
+        self.assertEqual(json.loads(record.read_text())["ran"], not paused)
+        self.resume_receive()
+
+    def test_owner_killed_before_the_guest_ran(self):
+        self.kill_owner(paused=False)
+        self.assert_whole()
+
+    def test_owner_killed_before_a_guest_that_its_user_had_paused(self):
+        self.kill_owner(paused=True)
+        self.assertEqual((self.sender.wait(), self.receiver.wait()), (0, 0),
+                         self.sender.transcript() + self.receiver.transcript())
+        self.assertEqual(self.destination.status(), "paused")
+        self.destination.monitor()("cont")
+        self.assert_guest_moved(self.source, self.destination)
+
+    def test_a_guest_that_its_user_had_paused_comes_back_paused(self):
+        """Nobody at the source but the record knows that it was."""
+        self.start_held(wire.COMMIT, "--mode", "precopy", paused=True)
+        self.assertEqual(self.receiver.wait(), 1, self.receiver.transcript())
+        self.resume_receive()
+        self.resume_send()
+        self.assert_aborted(self.sender)
+        self.assertIn(self.source.status(), ("paused", "postmigrate"))
+        self.source.monitor()("cont")
+        self.assert_unharmed(self.source)
 
     def test_cut_link(self):
         """Longer than both sides take for a lost peer; nobody has to do anything."""

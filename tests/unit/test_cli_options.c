@@ -60,6 +60,7 @@ static void every_verb_parses(void **state)
 		[CLI_CANCEL] = "cancel abc --run-dir /x",
 		[CLI_CUTOVER] = "cutover",
 		[CLI_POSTCOPY] = "postcopy abc --json",
+		[CLI_FORGET] = "forget abc --force --run-dir /x --json",
 		[CLI_DEVICES] = "devices --json",
 		[CLI_HELP] = "help send",
 	};
@@ -250,6 +251,10 @@ static void errors_are_one_sentence_about_one_argument(void **state)
 		{ "check a --resume x",
 		  "--resume: check does not take it; it belongs to receive and send" },
 		{ "recover a b", "'b': recover takes only one [SESSION], and 'a' was it" },
+		{ "forget", "SESSION: forget needs a move's name; memferry status lists what was "
+			    "left" },
+		{ "forget ", "SESSION: forget needs a move's name; memferry status lists what was "
+			     "left" },
 		{ "status a b", "'b': status takes only one [SESSION], and 'a' was it" },
 		{ "cancel --insecure",
 		  "--insecure: cancel does not take it; it belongs to receive, send and check" },

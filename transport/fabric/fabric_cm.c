@@ -3,7 +3,7 @@
  * Connecting and admitting.
  *
  *   connecting side                           accepting side
- *   fi_connect(hello: token, lane, scratch) ─▶ FI_CONNREQ: token right?
+ *   fi_connect(hello: proof, lane, scratch) ─▶ FI_CONNREQ: token right?
  *                                                no:  fi_reject(why)
  *   FI_CONNECTED ◀─ fi_accept(welcome: scratch)  yes: lane, memory registered, then
  *
@@ -18,6 +18,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "transport/fabric/fabric_priv.h"
+#include "transport/token.h"
 
 #define CM_MAGIC   0x6d656d66u /* "memf" */
 #define CM_VERSION 1u
@@ -25,7 +26,7 @@
 /* On the wire, little-endian, no padding. */
 struct hello {
 	uint32_t magic, version;
-	uint8_t token[TP_TOKEN_SIZE];
+	uint8_t proof[TP_TOKEN_SIZE];
 	uint32_t lane_id, reserved;
 	uint64_t scratch_addr, scratch_key;
 };
@@ -51,18 +52,6 @@ static uint64_t scratch_addr(const struct fab_lane *lane)
 		BASE_CONTAINER_OF(lane->base.domain, struct fab_domain, base);
 
 	return domain->mr_mode & FI_MR_VIRT_ADDR ? (uintptr_t)&lane->scratch[0] : 0;
-}
-
-/* Takes the same time for all tokens. */
-static bool same_token(const uint8_t *a, const uint8_t *b)
-{
-	unsigned differ = 0;
-
-	for (unsigned i = 0; i < TP_TOKEN_SIZE; i++) {
-		differ |= a[i] ^ b[i];
-		__asm__("" : "+r"(differ)); /* keeps the compiler from leaving early */
-	}
-	return !differ;
 }
 
 /* Connecting */
@@ -154,9 +143,9 @@ static int connect_to(struct fab_domain *domain, const struct sockaddr *dst,
 		.scratch_addr = htole64(scratch_addr(lane)),
 		.scratch_key = htole64(lane->scratch_key),
 	};
-	memcpy(hello.token, token, TP_TOKEN_SIZE);
-	ret = fi_connect(lane->ep, info->dest_addr, &hello, sizeof(hello));
-	explicit_bzero(&hello, sizeof(hello));
+	ret = tp_lane_proof(token, lane_id, hello.proof);
+	if (!ret)
+		ret = fi_connect(lane->ep, info->dest_addr, &hello, sizeof(hello));
 	if (ret)
 		ret = tp_fabric_error(err, ret, MF_SCOPE_LANE, "address %s: cannot connect", addr);
 	else
@@ -219,7 +208,8 @@ static int check_hello(const void *data, size_t len, const uint8_t token[TP_TOKE
 		return REASON_TOKEN;
 	if (le32toh(ret_hello->version) != CM_VERSION)
 		return REASON_VERSION;
-	if (len != sizeof(*ret_hello) || !same_token(ret_hello->token, token))
+	if (len != sizeof(*ret_hello) ||
+	    !tp_proves(ret_hello->proof, token, le32toh(ret_hello->lane_id)))
 		return REASON_TOKEN;
 	return 0;
 }

@@ -28,6 +28,7 @@ static int domain_open(const struct tp_ops *ops, const struct tp_domain_params *
 		return base_error_sys(err, -ENOMEM, MF_SCOPE_HOST, "tcp transport");
 	domain->base.ops = ops;
 	domain->depth = params->depth < FAB_DEPTH_MAX ? params->depth : FAB_DEPTH_MAX;
+	domain->receives = params->receives < FAB_DEPTH_MAX ? params->receives : FAB_DEPTH_MAX;
 	(void)pthread_mutex_init(&domain->lock, NULL);
 
 	int ret = params->local ? tp_resolve_local(params->local, &domain->local, err) : 0;
@@ -311,6 +312,8 @@ const struct tp_ops tp_fabric_ops = {
 	.post_write = tp_fabric_post_write,
 	.post_read = tp_fabric_post_read,
 	.post_flush = tp_fabric_post_flush,
+	.post_send = tp_fabric_post_send,
+	.post_receive = tp_fabric_post_receive,
 	.lane_poll = tp_fabric_lane_poll,
 	.lane_arm = tp_fabric_lane_arm,
 	.lane_wait = tp_fabric_lane_wait,

@@ -44,9 +44,9 @@ static int open_queues(struct fab_lane *lane, struct fid_fabric *fabric)
 {
 	struct fi_eq_attr eq_attr = { .wait_obj = FI_WAIT_FD };
 	struct fi_cq_attr cq_attr = {
-		/* Room for more than depth, as 1.17 may report a broken read twice. */
-		.size = lane->depth * 2 + 16,
-		.format = FI_CQ_FORMAT_CONTEXT,
+		/* Room for more than there are, as 1.17 may report a broken read twice. */
+		.size = lane->n_ops * 2 + 16,
+		.format = FI_CQ_FORMAT_MSG, /* with lengths */
 		.wait_obj = FI_WAIT_FD,
 	};
 	int cq_fd;
@@ -104,17 +104,28 @@ static int open_scratch(struct fab_lane *lane, struct mf_error *err)
 	return ret ? tp_fabric_error(err, ret, MF_SCOPE_LANE, "memory registration") : 0;
 }
 
+static int fill_stack(struct fab_stack *stack, struct fab_op *ops, uint32_t n)
+{
+	/* NOLINTNEXTLINE(bugprone-sizeof-expression): an array of pointers */
+	stack->op = calloc(n ? n : 1, sizeof(*stack->op));
+	if (!stack->op)
+		return -ENOMEM;
+	for (uint32_t i = 0; i < n; i++)
+		stack->op[i] = &ops[n - 1 - i];
+	stack->n = n;
+	return 0;
+}
+
 static int alloc_ops(struct fab_lane *lane)
 {
-	lane->ops = calloc(lane->depth, sizeof(*lane->ops));
-	lane->free = calloc(lane->depth, sizeof(struct fab_op *));
-	lane->kept = calloc(lane->depth, sizeof(*lane->kept));
-	if (!lane->ops || !lane->free || !lane->kept)
+	lane->ops = calloc(lane->n_ops, sizeof(*lane->ops));
+	lane->kept = calloc(lane->n_ops, sizeof(*lane->kept));
+	if (!lane->ops || !lane->kept)
 		return -ENOMEM;
-	for (uint32_t i = 0; i < lane->depth; i++)
-		lane->free[i] = &lane->ops[lane->depth - 1 - i];
-	lane->n_free = lane->depth;
-	return 0;
+	int ret = fill_stack(&lane->free, lane->ops, lane->depth);
+	return ret ? ret
+		   : fill_stack(&lane->free_receives, lane->ops + lane->depth,
+				lane->n_ops - lane->depth);
 }
 
 int tp_fabric_lane_create(struct fab_domain *domain, struct fi_info *info, uint32_t id,
@@ -127,6 +138,7 @@ int tp_fabric_lane_create(struct fab_domain *domain, struct fi_info *info, uint3
 	lane->slot = FAB_LANES_MAX;
 	lane->wake_fd = lane->wait_fd = -1;
 	lane->depth = domain->depth;
+	lane->n_ops = domain->depth + domain->receives;
 
 	int ret = alloc_ops(lane);
 	if (!ret)
@@ -178,7 +190,8 @@ void tp_fabric_lane_destroy(struct fab_lane *lane)
 	if (lane->domain)
 		close_fid(&lane->domain->fid);
 	free(lane->kept);
-	free(lane->free);
+	free(lane->free.op);
+	free(lane->free_receives.op);
 	free(lane->ops);
 	free(lane);
 }
@@ -224,9 +237,14 @@ static void check_eq(struct fab_lane *lane)
 
 /* Posting */
 
-static struct fab_op *take_op(struct fab_lane *lane, uint64_t cookie)
+static bool is_receive(const struct fab_lane *lane, const struct fab_op *op)
 {
-	struct fab_op *op = lane->free[--lane->n_free];
+	return op >= lane->ops + lane->depth;
+}
+
+static struct fab_op *take_op(struct fab_lane *lane, struct fab_stack *from, uint64_t cookie)
+{
+	struct fab_op *op = from->op[--from->n];
 
 	assert(!op->busy);
 	op->cookie = cookie;
@@ -237,8 +255,10 @@ static struct fab_op *take_op(struct fab_lane *lane, uint64_t cookie)
 
 static void give_back_op(struct fab_lane *lane, struct fab_op *op)
 {
+	struct fab_stack *to = is_receive(lane, op) ? &lane->free_receives : &lane->free;
+
 	op->busy = false;
-	lane->free[lane->n_free++] = op;
+	to->op[to->n++] = op;
 	lane->in_flight--;
 }
 
@@ -269,12 +289,12 @@ int tp_fabric_post_write(struct tp_lane *base, const struct tp_xfer *xfer, unsig
 		return lane->failed;
 	for (i = 0; i < n; i++) {
 		assert(xfer[i].len <= FAB_OP_MAX);
-		if (!lane->n_free) {
+		if (!lane->free.n) {
 			ret = -FI_EAGAIN;
 			break;
 		}
 		/* The provider may move bytes right here. */
-		struct fab_op *op = take_op(lane, xfer[i].cookie);
+		struct fab_op *op = take_op(lane, &lane->free, xfer[i].cookie);
 		ret = fi_write(lane->ep, xfer[i].local, xfer[i].len, local_desc(lane, xfer[i].mr),
 			       0, xfer[i].remote, xfer[i].key, op);
 		if (ret) {
@@ -298,11 +318,11 @@ int tp_fabric_post_read(struct tp_lane *base, const struct tp_xfer *xfer, unsign
 		return lane->failed;
 	for (i = 0; i < n; i++) {
 		assert(xfer[i].len <= FAB_OP_MAX);
-		if (!lane->n_free) {
+		if (!lane->free.n) {
 			ret = -FI_EAGAIN;
 			break;
 		}
-		struct fab_op *op = take_op(lane, xfer[i].cookie);
+		struct fab_op *op = take_op(lane, &lane->free, xfer[i].cookie);
 		ret = fi_read(lane->ep, xfer[i].local, xfer[i].len, local_desc(lane, xfer[i].mr), 0,
 			      xfer[i].remote, xfer[i].key, op);
 		if (ret) {
@@ -316,6 +336,57 @@ int tp_fabric_post_read(struct tp_lane *base, const struct tp_xfer *xfer, unsign
 	return end_batch(lane, i, ret);
 }
 
+int tp_fabric_post_send(struct tp_lane *base, const struct tp_xfer *xfer, unsigned n)
+{
+	struct fab_lane *lane = to_lane(base);
+	ssize_t ret = 0;
+	unsigned i;
+
+	if (lane->failed)
+		return lane->failed;
+	for (i = 0; i < n; i++) {
+		if (!lane->free.n) {
+			ret = -FI_EAGAIN;
+			break;
+		}
+		struct fab_op *op = take_op(lane, &lane->free, xfer[i].cookie);
+		ret = fi_send(lane->ep, xfer[i].local, xfer[i].len, local_desc(lane, xfer[i].mr), 0,
+			      op);
+		if (ret) {
+			give_back_op(lane, op);
+			break;
+		}
+		count(&lane->stats.writes, 1);
+		count(&lane->stats.signalled, 1);
+		count(&lane->stats.bytes_written, xfer[i].len);
+	}
+	return end_batch(lane, i, ret);
+}
+
+int tp_fabric_post_receive(struct tp_lane *base, const struct tp_xfer *xfer, unsigned n)
+{
+	struct fab_lane *lane = to_lane(base);
+	ssize_t ret = 0;
+	unsigned i;
+
+	if (lane->failed)
+		return lane->failed;
+	for (i = 0; i < n; i++) {
+		if (!lane->free_receives.n) {
+			ret = -FI_EAGAIN;
+			break;
+		}
+		struct fab_op *op = take_op(lane, &lane->free_receives, xfer[i].cookie);
+		ret = fi_recv(lane->ep, xfer[i].local, xfer[i].len, local_desc(lane, xfer[i].mr), 0,
+			      op);
+		if (ret) {
+			give_back_op(lane, op);
+			break;
+		}
+	}
+	return end_batch(lane, i, ret);
+}
+
 /* fi_writemsg(), as 1.17 drops FI_DELIVERY_COMPLETE from all other calls. */
 int tp_fabric_post_flush(struct tp_lane *base, uint64_t cookie)
 {
@@ -323,9 +394,9 @@ int tp_fabric_post_flush(struct tp_lane *base, uint64_t cookie)
 
 	if (lane->failed)
 		return lane->failed;
-	if (!lane->n_free)
+	if (!lane->free.n)
 		return end_batch(lane, 0, -FI_EAGAIN);
-	struct fab_op *op = take_op(lane, cookie);
+	struct fab_op *op = take_op(lane, &lane->free, cookie);
 	struct iovec iov = { &lane->scratch[1], sizeof(uint64_t) };
 	void *desc = lane->scratch_mr[1] ? fi_mr_desc(lane->scratch_mr[1]) : NULL;
 	struct fi_rma_iov remote = { lane->peer_scratch.addr, sizeof(uint64_t),
@@ -352,11 +423,16 @@ int tp_fabric_post_flush(struct tp_lane *base, uint64_t cookie)
 
 /* 1 and *wc, or 0 for a report that is none: 1.17 gives the read in whose middle a connection
  * breaks twice, the second time without a context. */
-static unsigned finish_op(struct fab_lane *lane, struct fab_op *op, int status, struct tp_wc *wc)
+static unsigned finish_op(struct fab_lane *lane, struct fab_op *op, int status, size_t len,
+			  struct tp_wc *wc)
 {
 	if (!op || !op->busy)
 		return 0;
-	*wc = (struct tp_wc){ .cookie = op->cookie, .status = status };
+	bool received = is_receive(lane, op);
+	*wc = (struct tp_wc){ .cookie = op->cookie,
+			      .status = status,
+			      .received = received,
+			      .len = received ? (uint32_t)len : 0 };
 	give_back_op(lane, op);
 	return 1;
 }
@@ -373,13 +449,13 @@ static unsigned reap_error(struct fab_lane *lane, struct tp_wc *wc)
 	check_eq(lane);
 	fail_lane(lane, -ECONNRESET);
 	int code = entry.err > 0 ? tp_fabric_code(-entry.err) : -EIO;
-	return finish_op(lane, entry.op_context, code == -ECANCELED ? lane->failed : code, wc);
+	return finish_op(lane, entry.op_context, code == -ECANCELED ? lane->failed : code, 0, wc);
 }
 
 /* What the provider has, at most n; drives its progress. */
 static unsigned reap(struct fab_lane *lane, struct tp_wc *wc, unsigned n)
 {
-	struct fi_cq_entry entry[REAP_BATCH];
+	struct fi_cq_msg_entry entry[REAP_BATCH];
 	unsigned got = 0;
 
 	while (got < n) {
@@ -395,7 +471,7 @@ static unsigned reap(struct fab_lane *lane, struct tp_wc *wc, unsigned n)
 			break;
 		}
 		for (ssize_t i = 0; i < ret; i++)
-			got += finish_op(lane, entry[i].op_context, 0, &wc[got]);
+			got += finish_op(lane, entry[i].op_context, 0, entry[i].len, &wc[got]);
 		if ((unsigned)ret < want)
 			break;
 	}
@@ -407,8 +483,8 @@ static unsigned reap_forgotten(struct fab_lane *lane, struct tp_wc *wc, unsigned
 {
 	unsigned got = 0;
 
-	for (uint32_t i = 0; i < lane->depth && got < n && lane->in_flight; i++)
-		got += finish_op(lane, &lane->ops[i], lane->failed, &wc[got]);
+	for (uint32_t i = 0; i < lane->n_ops && got < n && lane->in_flight; i++)
+		got += finish_op(lane, &lane->ops[i], lane->failed, 0, &wc[got]);
 	return got;
 }
 
@@ -433,7 +509,7 @@ int tp_fabric_lane_poll(struct tp_lane *base, struct tp_wc *wc, unsigned n)
 	count(&lane->stats.polls, 1);
 	while (got < n && lane->n_kept) {
 		wc[got++] = lane->kept[lane->kept_first];
-		lane->kept_first = (lane->kept_first + 1) % lane->depth;
+		lane->kept_first = (lane->kept_first + 1) % lane->n_ops;
 		lane->n_kept--;
 	}
 	if (!got)
@@ -457,7 +533,7 @@ static bool progress(struct fab_lane *lane)
 {
 	assert(!lane->n_kept);
 	lane->kept_first = 0;
-	lane->n_kept = collect(lane, lane->kept, lane->depth);
+	lane->n_kept = collect(lane, lane->kept, lane->n_ops);
 	return lane->n_kept || lane->failed;
 }
 

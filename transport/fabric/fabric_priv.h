@@ -65,7 +65,7 @@ struct fab_domain {
 	struct fid_fabric *fabric;
 	struct fi_info *info; /* a template: provider, capabilities, mr_mode */
 	uint64_t mr_mode;
-	uint32_t depth;
+	uint32_t depth, receives;
 	struct sockaddr_storage local; /* ss_family AF_UNSPEC: any */
 	/* lock protects what follows */
 	pthread_mutex_t lock;
@@ -106,10 +106,13 @@ struct fab_lane {
 	/* owner thread */
 	int failed; /* 0 or the negative code that the lane died of */
 	bool slept; /* since the last poll */
-	uint32_t depth, in_flight, n_free, quiet;
-	struct fab_op *ops;   /* depth of them */
-	struct fab_op **free; /* a stack */
-	/* Completions that lane_wait() came across, for the next poll: a ring of depth entries. */
+	uint32_t depth, n_ops, in_flight, quiet;
+	struct fab_op *ops; /* n_ops: depth of them, and then receives */
+	struct fab_stack {
+		struct fab_op **op;
+		uint32_t n;
+	} free, free_receives;
+	/* Completions that lane_wait() came across, for the next poll: a ring of n_ops entries. */
 	struct tp_wc *kept;
 	uint32_t kept_first, n_kept;
 	struct tp_lane_stats stats;
@@ -155,6 +158,8 @@ void tp_fabric_lane_close(struct tp_lane *lane);
 int tp_fabric_post_write(struct tp_lane *lane, const struct tp_xfer *xfer, unsigned n);
 int tp_fabric_post_read(struct tp_lane *lane, const struct tp_xfer *xfer, unsigned n);
 int tp_fabric_post_flush(struct tp_lane *lane, uint64_t cookie);
+int tp_fabric_post_send(struct tp_lane *lane, const struct tp_xfer *xfer, unsigned n);
+int tp_fabric_post_receive(struct tp_lane *lane, const struct tp_xfer *xfer, unsigned n);
 int tp_fabric_lane_poll(struct tp_lane *lane, struct tp_wc *wc, unsigned n);
 int tp_fabric_lane_arm(struct tp_lane *lane, int *ret_fd);
 int tp_fabric_lane_wait(struct tp_lane *lane, uint64_t deadline_us);

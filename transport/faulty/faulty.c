@@ -21,6 +21,7 @@ struct faulty_table {
 struct faulty_domain {
 	struct tp_domain base;
 	struct tp_domain *inner;
+	uint32_t receives;
 	struct tp_faulty_plan *plan;
 };
 
@@ -48,8 +49,9 @@ struct faulty_lane {
 	bool dropped;
 	uint64_t accepted, polls;
 	/* As the caller sees it, so that holding completions back keeps T6; includes n_held. */
-	uint32_t depth, in_flight;
-	struct held_wc *held; /* a ring of depth entries */
+	uint32_t depth, in_flight; /* receives are not counted */
+	uint32_t ring;
+	struct held_wc *held; /* `ring` entries: depth, and receives */
 	uint32_t held_first, n_held;
 };
 
@@ -91,7 +93,9 @@ static int domain_open(const struct tp_ops *ops, const struct tp_domain_params *
 	struct faulty_domain *domain = calloc(1, sizeof(*domain));
 	if (!domain)
 		return base_error_sys(err, -ENOMEM, MF_SCOPE_HOST, "faulty transport");
-	*domain = (struct faulty_domain){ .base = { ops }, .plan = table->plan };
+	*domain = (struct faulty_domain){ .base = { ops },
+					  .plan = table->plan,
+					  .receives = params->receives };
 	int ret = tp_domain_open(table->inner, params, &domain->inner, err);
 	if (ret) {
 		free(domain);
@@ -191,8 +195,9 @@ static int alloc_lane(struct tp_domain *domain, struct faulty_lane **ret_lane, s
 	tp_domain_limits(to_domain(domain)->inner, &limits);
 
 	struct faulty_lane *lane = calloc(1, sizeof(*lane));
+	uint32_t ring = limits.depth + to_domain(domain)->receives;
 	if (lane)
-		lane->held = calloc(limits.depth, sizeof(*lane->held));
+		lane->held = calloc(ring, sizeof(*lane->held));
 	if (!lane || !lane->held) {
 		free(lane);
 		return base_error_sys(err, -ENOMEM, MF_SCOPE_LANE, "faulty lane");
@@ -200,6 +205,7 @@ static int alloc_lane(struct tp_domain *domain, struct faulty_lane **ret_lane, s
 	lane->base.domain = domain;
 	lane->plan = to_domain(domain)->plan;
 	lane->depth = limits.depth;
+	lane->ring = ring;
 	*ret_lane = lane;
 	return 0;
 }
@@ -373,6 +379,35 @@ static int post_flush(struct tp_lane *base, uint64_t cookie)
 	return ret;
 }
 
+/* What is corrupted is what was given to be sent, which nobody looks at any more. */
+static int post_send(struct tp_lane *base, const struct tp_xfer *xfer, unsigned n)
+{
+	struct faulty_lane *lane = to_lane(base);
+	struct tp_faulty_plan *plan = lane->plan;
+	uint64_t nr = atomic_fetch_add(&plan->sends, n), at = atomic_load(&plan->corrupt_send_at);
+
+	if (at > nr && at <= nr + n) {
+		const struct tp_xfer *x = &xfer[at - nr - 1];
+		((uint8_t *)x->local)[x->len / 2] ^= 1;
+		atomic_fetch_add(&plan->faults, 1);
+	}
+	return post(lane, xfer, n, tp_post_send);
+}
+
+static int post_receive(struct tp_lane *base, const struct tp_xfer *xfer, unsigned n)
+{
+	unsigned done = 0;
+
+	for (; done < n; done++) {
+		struct tp_xfer x = xfer[done];
+		x.mr = BASE_CONTAINER_OF(x.mr, struct faulty_mr, base)->inner;
+		int ret = tp_post_receive(to_lane(base)->inner, &x, 1);
+		if (ret <= 0)
+			return done ? (int)done : ret;
+	}
+	return (int)done;
+}
+
 static void alter_wc(struct faulty_lane *lane, struct tp_wc *wc)
 {
 	struct tp_faulty_plan *plan = lane->plan;
@@ -385,18 +420,25 @@ static void alter_wc(struct faulty_lane *lane, struct tp_wc *wc)
 	}
 }
 
+/* The caller has got these completions. */
+static void note_given(struct faulty_lane *lane, const struct tp_wc *wc, int n)
+{
+	for (int i = 0; i < n; i++)
+		lane->in_flight -= wc[i].received ? 0 : 1;
+}
+
 /* Takes what the inner lane has into the ring, in which there is room for all in flight. */
 static int hold(struct faulty_lane *lane, uint64_t delay)
 {
 	struct tp_wc wc[BATCH];
-	uint32_t room = lane->depth - lane->n_held;
+	uint32_t room = lane->ring - lane->n_held;
 
 	if (!room)
 		return 0;
 	int n = tp_lane_poll(lane->inner, wc, room < BATCH ? room : BATCH);
 	for (int i = 0; i < n; i++) {
 		alter_wc(lane, &wc[i]);
-		uint32_t at = (lane->held_first + lane->n_held++) % lane->depth;
+		uint32_t at = (lane->held_first + lane->n_held++) % lane->ring;
 		lane->held[at] = (struct held_wc){ wc[i], lane->polls + delay };
 		atomic_fetch_add(&lane->plan->faults, 1);
 	}
@@ -409,7 +451,7 @@ static unsigned give_held(struct faulty_lane *lane, struct tp_wc *wc, unsigned n
 
 	while (got < n && lane->n_held && lane->held[lane->held_first].due <= lane->polls) {
 		wc[got++] = lane->held[lane->held_first].wc;
-		lane->held_first = (lane->held_first + 1) % lane->depth;
+		lane->held_first = (lane->held_first + 1) % lane->ring;
 		lane->n_held--;
 	}
 	return got;
@@ -426,12 +468,12 @@ static int lane_poll(struct tp_lane *base, struct tp_wc *wc, unsigned n)
 		int got = tp_lane_poll(lane->inner, wc, n);
 		for (int i = 0; i < got; i++)
 			alter_wc(lane, &wc[i]);
-		lane->in_flight -= got > 0 ? (uint32_t)got : 0;
+		note_given(lane, wc, got);
 		return got;
 	}
 	int ret = hold(lane, delay);
 	unsigned got = give_held(lane, wc, n);
-	lane->in_flight -= got;
+	note_given(lane, wc, (int)got);
 	if (got)
 		return (int)got;
 	return lane->n_held || ret > 0 ? 0 : ret;
@@ -513,6 +555,8 @@ const struct tp_ops *tp_faulty_create(const struct tp_ops *inner, struct tp_faul
 			.post_write = post_write,
 			.post_read = post_read,
 			.post_flush = post_flush,
+			.post_send = inner->post_send ? post_send : NULL,
+			.post_receive = inner->post_receive ? post_receive : NULL,
 			.lane_poll = lane_poll,
 			.lane_arm = lane_arm,
 			.lane_wait = lane_wait,
@@ -533,7 +577,7 @@ void tp_faulty_disguise(const struct tp_ops *ops, const char *kind,
 	table->ops.kind = kind;
 	table->ops.paths = paths;
 	table->ops.caps &= ~(uint32_t)TP_CAP_TARGET_PROGRESS;
-	table->ops.caps |= TP_CAP_PINS;
+	table->ops.caps |= TP_CAP_PINS | TP_CAP_BY_PATH;
 }
 
 struct tp_lane *tp_faulty_inner(struct tp_lane *lane)

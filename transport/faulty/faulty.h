@@ -35,6 +35,8 @@ struct tp_faulty_plan {
 	_Atomic uint32_t refuse_connects, refuse_accepts;
 	/* This registration fails with -ENOMEM. */
 	_Atomic uint64_t fail_reg_at;
+	/* A bit of this message is turned before it is sent. */
+	_Atomic uint64_t corrupt_send_at;
 	/* The lane with the id drop_lane, or with TP_FAULTY_ANY_LANE each, is shut down once it
 	 * has accepted drop_after_ops operations, or with drop_now at its next call. */
 	_Atomic uint64_t drop_after_ops;
@@ -42,7 +44,7 @@ struct tp_faulty_plan {
 	_Atomic bool drop_now;
 
 	/* What happened, for tests to look at. */
-	_Atomic uint64_t posts, completions, registrations, faults;
+	_Atomic uint64_t posts, sends, completions, registrations, faults;
 };
 
 /* A table for tp_domain_open().  inner and plan are borrowed until it is destroyed, which has

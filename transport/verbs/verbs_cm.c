@@ -4,7 +4,7 @@
  *
  *   connecting side                              accepting side
  *   resolve address, route; queue pair: INIT
- *   rdma_connect(hello: token, lane, scratch) ─▶ CONNECT_REQUEST: token right?
+ *   rdma_connect(hello: proof, lane, scratch) ─▶ CONNECT_REQUEST: token right?
  *                                                  no:  rdma_reject(why), no queue pair ever
  *   CONNECT_RESPONSE ◀─ rdma_accept(welcome)       yes: queue pair: INIT, RTR, RTS, then
  *   queue pair: RTR, RTS
@@ -24,6 +24,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "transport/token.h"
 #include "transport/verbs/verbs_priv.h"
 
 #define CM_MAGIC   0x6d656d66u /* "memf" */
@@ -46,7 +47,7 @@
 struct hello {
 	uint32_t magic;
 	uint16_t version, reserved;
-	uint8_t token[TP_TOKEN_SIZE];
+	uint8_t proof[TP_TOKEN_SIZE];
 	uint32_t lane_id;
 	uint32_t scratch_key;
 	uint64_t scratch_addr;
@@ -74,18 +75,6 @@ static_assert(sizeof(struct hello) == 56 && sizeof(struct welcome) == 24 &&
 static struct vrb_domain *to_domain(struct tp_domain *base)
 {
 	return BASE_CONTAINER_OF(base, struct vrb_domain, base);
-}
-
-/* Takes the same time for all tokens. */
-static bool same_token(const uint8_t *a, const uint8_t *b)
-{
-	unsigned differ = 0;
-
-	for (unsigned i = 0; i < TP_TOKEN_SIZE; i++) {
-		differ |= a[i] ^ b[i];
-		__asm__("" : "+r"(differ)); /* keeps the compiler from leaving early */
-	}
-	return !differ;
 }
 
 /* Events */
@@ -316,9 +305,9 @@ static int shake_hands(struct vrb_domain *domain, struct vrb_lane *lane,
 	struct vrb_event event;
 	struct welcome welcome;
 
-	memcpy(hello.token, token, TP_TOKEN_SIZE);
-	int ret = rdma_connect(lane->id, &param) ? -errno : 0;
-	explicit_bzero(&hello, sizeof(hello));
+	int ret = tp_lane_proof(token, lane->base.id, hello.proof);
+	if (!ret && rdma_connect(lane->id, &param))
+		ret = -errno;
 	if (ret)
 		return base_error_sys(err, ret, MF_SCOPE_LANE, "address %s: cannot connect", addr);
 	ret = await(lane->channel, RDMA_CM_EVENT_CONNECT_RESPONSE, deadline_us, addr, &event, err);
@@ -498,7 +487,7 @@ static int check_hello(const struct vrb_event *request, const uint8_t token[TP_T
 		return REASON_TOKEN;
 	if (le16toh(ret_hello->version) != CM_VERSION)
 		return REASON_VERSION;
-	return same_token(ret_hello->token, token) ? 0 : REASON_TOKEN;
+	return tp_proves(ret_hello->proof, token, le32toh(ret_hello->lane_id)) ? 0 : REASON_TOKEN;
 }
 
 /* The peer may answer as many reads at a time as both devices can. */

@@ -228,7 +228,10 @@ static int domain_open(const struct tp_ops *ops, const struct tp_domain_params *
 		goto fail;
 	domain->depth = at_most(params->depth, VRB_DEPTH_MAX);
 	domain->depth = at_most(domain->depth, domain->attr.max_qp_wr - (int)VRB_OWN_MAX);
-	domain->depth = at_most(domain->depth, domain->attr.max_cqe - (int)VRB_OWN_MAX);
+	domain->receives = at_most(params->receives, VRB_DEPTH_MAX);
+	domain->receives = at_most(domain->receives, domain->attr.max_qp_wr);
+	domain->depth = at_most(domain->depth,
+				domain->attr.max_cqe - (int)VRB_OWN_MAX - (int)domain->receives);
 	domain->pd = ibv_alloc_pd(domain->context);
 	ret = domain->pd ? open_scratch(domain) : -errno;
 	if (ret) {
@@ -494,7 +497,7 @@ const struct tp_ops tp_verbs_ops = {
 	.name = "verbs",
 	.kind = "verbs",
 	.version = version,
-	.caps = TP_CAP_PINS, /* the target's device answers by itself */
+	.caps = TP_CAP_PINS | TP_CAP_BY_PATH, /* the target's device answers by itself */
 	.domain_open = domain_open,
 	.domain_close = domain_close,
 	.domain_limits = domain_limits,
@@ -515,6 +518,8 @@ const struct tp_ops tp_verbs_ops = {
 	.post_write = tp_verbs_post_write,
 	.post_read = tp_verbs_post_read,
 	.post_flush = tp_verbs_post_flush,
+	.post_send = tp_verbs_post_send,
+	.post_receive = tp_verbs_post_receive,
 	.lane_poll = tp_verbs_lane_poll,
 	.lane_arm = tp_verbs_lane_arm,
 	.lane_wait = tp_verbs_lane_wait,

@@ -38,8 +38,9 @@
 /* Polls that find nothing until the CM and the device are looked at: two system calls, in which a
  * completion would go unseen for longer than in twenty polls. */
 #define QUIET_POLLS 1024
-/* In a wr_id: a request of the lane's own, and the rest is its number among those. */
-#define OWN (1ull << 63)
+/* In a wr_id: a request of the lane's own, or a receive, and the rest is its number among those. */
+#define OWN      (1ull << 63)
+#define RECEIVED (1ull << 62)
 
 static struct vrb_lane *to_lane(struct tp_lane *base)
 {
@@ -57,9 +58,30 @@ static void count(uint64_t *counter, uint64_t n)
 	__atomic_store_n(counter, *counter + n, __ATOMIC_RELAXED);
 }
 
-static struct vrb_op *op_of(const struct vrb_lane *lane, uint64_t nr)
+static struct vrb_op *op_of(const struct vrb_ring *ring, uint64_t nr)
 {
-	return &lane->ops[nr & lane->ring_mask];
+	return &ring->ops[nr & ring->mask];
+}
+
+static int alloc_ring(struct vrb_ring *ring, uint32_t most)
+{
+	uint32_t n = 1;
+
+	while (n < most)
+		n *= 2;
+	ring->mask = n - 1;
+	ring->ops = calloc(n, sizeof(*ring->ops));
+	return ring->ops ? 0 : -ENOMEM;
+}
+
+static bool is_idle(const struct vrb_ring *ring)
+{
+	return ring->done == ring->posted;
+}
+
+static bool has_done(const struct vrb_ring *ring)
+{
+	return ring->taken < ring->done;
 }
 
 /* Creation */
@@ -80,16 +102,17 @@ static int open_queues(struct vrb_lane *lane, struct vrb_domain *domain)
 	if (ret)
 		return ret;
 	uint32_t entries = lane->depth + (domain->windows ? VRB_OWN_MAX : 0);
-	lane->cq = ibv_create_cq(domain->context, (int)entries, NULL, lane->comp, 0);
+	lane->cq = ibv_create_cq(domain->context, (int)(entries + lane->receives), NULL, lane->comp,
+				 0);
 	if (!lane->cq)
 		return -errno;
 	struct ibv_qp_init_attr attr = {
 		.qp_type = IBV_QPT_RC,
 		.send_cq = lane->cq,
 		.recv_cq = lane->cq,
-		/* Not every driver takes an empty receive queue; nothing comes into this one. */
+		/* Not every driver takes an empty receive queue. */
 		.cap = { .max_send_wr = entries,
-			 .max_recv_wr = 1,
+			 .max_recv_wr = lane->receives ? lane->receives : 1,
 			 .max_send_sge = 1,
 			 .max_recv_sge = 1 },
 	};
@@ -134,15 +157,15 @@ int tp_verbs_lane_create(struct vrb_domain *domain, struct rdma_event_channel *c
 	lane->base = (struct tp_lane){ .domain = &domain->base, .id = lane_id };
 	lane->wake_fd = lane->wait_fd = -1;
 	lane->depth = domain->depth;
+	lane->receives = domain->receives;
 	lane->signal_every = lane->depth / 4 < SIGNAL_EVERY ? lane->depth / 4 : SIGNAL_EVERY;
 	lane->port = id->port_num;
 
-	uint32_t ring = 1;
-	while (ring < lane->depth)
-		ring *= 2;
-	lane->ring_mask = ring - 1;
-	lane->ops = calloc(ring, sizeof(*lane->ops));
-	int ret = lane->ops ? open_queues(lane, domain) : -ENOMEM;
+	int ret = alloc_ring(&lane->sent, lane->depth);
+	if (!ret)
+		ret = alloc_ring(&lane->received, lane->receives);
+	if (!ret)
+		ret = open_queues(lane, domain);
 	if (!ret)
 		ret = open_descriptors(lane, domain, channel->fd);
 	if (!ret)
@@ -189,7 +212,8 @@ void tp_verbs_lane_destroy(struct vrb_lane *lane)
 	(void)ret;
 	base_closep(&lane->wait_fd);
 	base_closep(&lane->wake_fd);
-	free(lane->ops);
+	free(lane->sent.ops);
+	free(lane->received.ops);
 	free(lane);
 }
 
@@ -197,17 +221,18 @@ void tp_verbs_lane_close(struct tp_lane *base)
 {
 	struct vrb_lane *lane = to_lane(base);
 
-	assert(lane->taken == lane->posted);
+	assert(lane->sent.taken == lane->sent.posted);
+	assert(lane->received.taken == lane->received.posted);
 	tp_verbs_lane_destroy(lane);
 }
 
 /* Completions and failure */
 
-static void finish_to(struct vrb_lane *lane, uint64_t end, int status)
+static void finish_to(struct vrb_ring *ring, uint64_t end, int status)
 {
-	assert(end <= lane->posted);
-	for (; lane->done < end; lane->done++)
-		op_of(lane, lane->done)->status = status;
+	assert(end <= ring->posted);
+	for (; ring->done < end; ring->done++)
+		op_of(ring, ring->done)->status = status;
 }
 
 static int code_of(enum ibv_wc_status status)
@@ -239,15 +264,22 @@ static void reap(struct vrb_lane *lane)
 	int broken = lane->failed, n;
 
 	do {
-		bool idle = lane->done == lane->posted && lane->own_done == lane->own_posted;
+		bool idle = is_idle(&lane->sent) && is_idle(&lane->received) &&
+			    lane->own_done == lane->own_posted;
 		n = idle ? 0 : ibv_poll_cq(lane->cq, REAP_BATCH, wc);
 		for (int i = 0; i < n; i++) {
 			int code = code_of(wc[i].status);
 			bool flushed = wc[i].status == IBV_WC_WR_FLUSH_ERR;
-			if (wc[i].wr_id & OWN)
+			int status = flushed && broken ? broken : code;
+			if (wc[i].wr_id & OWN) {
 				lane->own_done = (wc[i].wr_id & ~OWN) + 1;
-			else
-				finish_to(lane, wc[i].wr_id + 1, flushed && broken ? broken : code);
+			} else if (wc[i].wr_id & RECEIVED) {
+				uint64_t nr = wc[i].wr_id & ~RECEIVED;
+				op_of(&lane->received, nr)->len = code ? 0 : wc[i].byte_len;
+				finish_to(&lane->received, nr + 1, status);
+			} else {
+				finish_to(&lane->sent, wc[i].wr_id + 1, status);
+			}
 			broken = broken ? broken : code;
 		}
 	} while (n == REAP_BATCH);
@@ -277,7 +309,8 @@ void tp_verbs_fail_lane(struct vrb_lane *lane, int code)
 	if (code == -ECANCELED && port_is_active(lane))
 		(void)rdma_disconnect(lane->id);
 	destroy_qp(lane);
-	finish_to(lane, lane->posted, code);
+	finish_to(&lane->sent, lane->sent.posted, code);
+	finish_to(&lane->received, lane->received.posted, code);
 	lane->own_done = lane->own_posted;
 }
 
@@ -331,9 +364,25 @@ static void check_for_work(struct vrb_lane *lane)
 /* True: poll would have something. */
 static bool has_something(struct vrb_lane *lane)
 {
-	if (lane->taken == lane->done || atomic_load_explicit(&lane->struck, memory_order_relaxed))
+	bool any = has_done(&lane->sent) || has_done(&lane->received);
+
+	if (!any || atomic_load_explicit(&lane->struck, memory_order_relaxed))
 		check_for_work(lane);
-	return lane->taken < lane->done || lane->failed;
+	return has_done(&lane->sent) || has_done(&lane->received) || lane->failed;
+}
+
+static unsigned take_done(struct vrb_ring *ring, bool received, struct tp_wc *wc, unsigned n)
+{
+	unsigned got = 0;
+
+	for (; got < n && has_done(ring); ring->taken++) {
+		const struct vrb_op *op = op_of(ring, ring->taken);
+		wc[got++] = (struct tp_wc){ .cookie = op->cookie,
+					    .status = op->status,
+					    .received = received,
+					    .len = received ? op->len : 0 };
+	}
+	return got;
 }
 
 int tp_verbs_lane_poll(struct tp_lane *base, struct tp_wc *wc, unsigned n)
@@ -353,10 +402,8 @@ int tp_verbs_lane_poll(struct tp_lane *base, struct tp_wc *wc, unsigned n)
 		}
 		return 0;
 	}
-	for (; got < n && lane->taken < lane->done; lane->taken++) {
-		const struct vrb_op *op = op_of(lane, lane->taken);
-		wc[got++] = (struct tp_wc){ .cookie = op->cookie, .status = op->status };
-	}
+	got = take_done(&lane->sent, false, wc, n);
+	got += take_done(&lane->received, true, wc + got, n - got);
 	lane->quiet = 0;
 	count(slept ? &lane->stats.evented : &lane->stats.polled, got);
 	return got ? (int)got : lane->failed;
@@ -367,7 +414,7 @@ int tp_verbs_lane_poll(struct tp_lane *base, struct tp_wc *wc, unsigned n)
 /* Room for how many of n; 0 is counted. */
 static unsigned room_for(struct vrb_lane *lane, unsigned n)
 {
-	uint64_t room = lane->depth - (lane->posted - lane->taken);
+	uint64_t room = lane->depth - (lane->sent.posted - lane->sent.taken);
 
 	count(&lane->stats.eagain, !room);
 	return room < n ? (unsigned)room : n;
@@ -380,9 +427,9 @@ static unsigned post_chain(struct vrb_lane *lane, struct ibv_send_wr *wr, unsign
 	struct ibv_send_wr *bad = NULL;
 
 	for (unsigned i = 0; i < n; i++) {
-		wr[i].wr_id = lane->posted + i;
+		wr[i].wr_id = lane->sent.posted + i;
 		wr[i].next = i + 1 < n ? &wr[i + 1] : NULL;
-		op_of(lane, lane->posted + i)->cookie = cookies[i];
+		op_of(&lane->sent, lane->sent.posted + i)->cookie = cookies[i];
 	}
 	int ret = ibv_post_send(lane->qp, wr, &bad);
 	unsigned taken = ret ? (unsigned)(bad - wr) : n, signalled = 0;
@@ -390,7 +437,7 @@ static unsigned post_chain(struct vrb_lane *lane, struct ibv_send_wr *wr, unsign
 		signalled += wr[i].send_flags & IBV_SEND_SIGNALED ? 1 : 0;
 	count(&lane->stats.signalled, signalled);
 	count(&lane->stats.unsignalled, taken - signalled);
-	lane->posted += taken;
+	lane->sent.posted += taken;
 	if (ret)
 		tp_verbs_fail_lane(lane, -ret);
 	return taken;
@@ -502,6 +549,49 @@ int tp_verbs_post_flush(struct tp_lane *base, uint64_t cookie)
 		return lane->failed;
 	count(&lane->stats.flushes, 1);
 	return 0;
+}
+
+/* No remote memory: what `post` says of it is not looked at by the device. */
+int tp_verbs_post_send(struct tp_lane *base, const struct tp_xfer *xfer, unsigned n)
+{
+	struct vrb_lane *lane = to_lane(base);
+	uint64_t bytes = 0;
+
+	int ret = post(lane, xfer, n, IBV_WR_SEND, &bytes);
+	if (ret > 0) {
+		count(&lane->stats.writes, (unsigned)ret);
+		count(&lane->stats.bytes_written, bytes);
+	}
+	return ret;
+}
+
+int tp_verbs_post_receive(struct tp_lane *base, const struct tp_xfer *xfer, unsigned n)
+{
+	struct vrb_lane *lane = to_lane(base);
+	struct vrb_ring *ring = &lane->received;
+	unsigned done = 0;
+
+	if (lane->failed)
+		return lane->failed;
+	for (; done < n && ring->posted - ring->taken < lane->receives; done++) {
+		const struct vrb_mr *mr = BASE_CONTAINER_OF(xfer[done].mr, struct vrb_mr, base);
+		struct ibv_sge sge = { .addr = (uintptr_t)xfer[done].local,
+				       .length = (uint32_t)xfer[done].len,
+				       .lkey = mr->mr->lkey };
+		struct ibv_recv_wr wr = { .wr_id = RECEIVED | ring->posted,
+					  .sg_list = &sge,
+					  .num_sge = 1 };
+		struct ibv_recv_wr *bad;
+		int ret = ibv_post_recv(lane->qp, &wr, &bad);
+		if (ret) {
+			tp_verbs_fail_lane(lane, -ret);
+			break;
+		}
+		op_of(ring, ring->posted++)->cookie = xfer[done].cookie;
+	}
+	if (done)
+		return (int)done;
+	return lane->failed ? lane->failed : -EAGAIN;
 }
 
 /* Waiting */

@@ -11,7 +11,7 @@
  * descriptor of asynchronous events, which librdmacm would share between all domains of a process.
  *
  * What the hardware does not give, and who does:
- *   back pressure    lane->posted - lane->taken never exceeds depth, and the queues hold depth
+ *   back pressure    sent.posted - sent.taken never exceeds depth, and the queues hold depth
  *   cookies          a ring of them by sequence number, which is the wr_id: a signalled completion
  *                    completes the unsignalled operations before it (verbs_lane.c)
  *   lending          memory windows, bound and invalidated by requests of the lane's own
@@ -20,7 +20,8 @@
  *   admission        a token in the connect request, checked before there is a queue pair (verbs_cm.c)
  *   dead peers       the CM's disconnect event, asynchronous events, retry timeouts of the queue pair
  *
- * Nothing is ever sent to a receive queue: nobody fills one.
+ * Messages meet a receive that is there, as their sender sees to it (T14); one that comes before the first of them is sent
+ * again after VRB_RNR_TIMER.
  */
 #ifndef VERBS_PRIV_H
 #define VERBS_PRIV_H
@@ -50,8 +51,8 @@
 #define VRB_RETRIES     6u
 #define VRB_RNR_RETRIES 7u
 #define VRB_SILENCE_MS  3000u
-/* How long a peer is to wait that asks for memory which the device first has to ask us for: 60 us.
- * The CM's choice is 0, which is 655 ms. */
+/* How long a peer is to wait that asks for memory which the device first has to ask us for, or sends what meets no
+ * receive yet: 60 us.  The CM's choice is 0, which is 655 ms. */
 #define VRB_RNR_TIMER 5u
 
 /* mlx5 writes a window's length into 32 bits and checks nothing (rdma-core, set_umr_data_seg). */
@@ -75,7 +76,7 @@ struct vrb_domain {
 	struct ibv_context *context;
 	struct ibv_pd *pd;
 	struct ibv_device_attr attr;
-	uint32_t depth;
+	uint32_t depth, receives;
 	uint64_t max_op;
 	uint8_t port;
 	uint64_t retransmits; /* that the port counted when the domain was opened */
@@ -102,6 +103,14 @@ struct vrb_listener {
 struct vrb_op {
 	uint64_t cookie;
 	int status;
+	uint32_t len; /* of what was received */
+};
+
+/* Operations by sequence number: taken <= done <= posted. */
+struct vrb_ring {
+	uint64_t posted, done, taken;
+	struct vrb_op *ops; /* number n is ops[n & mask] */
+	uint32_t mask;      /* of the power of two that all fit into */
 };
 
 struct vrb_lane {
@@ -128,12 +137,10 @@ struct vrb_lane {
 	int failed;        /* 0 or the negative code that the lane died of */
 	bool slept;        /* since the last poll */
 	bool armed;        /* the CQ is going to say, or has said, something to comp */
-	uint32_t depth, quiet;
+	uint32_t depth, receives, quiet;
 	uint32_t signal_every;
-	/* Operations by sequence number: taken <= done <= posted <= taken + depth. */
-	uint64_t posted, done, taken;
-	struct vrb_op *ops; /* number n is ops[n & ring_mask] */
-	uint32_t ring_mask; /* of the power of two that depth fits into */
+	struct vrb_ring sent;     /* at most depth */
+	struct vrb_ring received; /* at most receives */
 	/* Requests of the lane's own (verbs_window.c), with numbers of their own. */
 	uint64_t own_posted, own_done;
 	struct ibv_mw **windows; /* the first n_lent are bound */
@@ -171,6 +178,8 @@ void tp_verbs_lane_close(struct tp_lane *lane);
 int tp_verbs_post_write(struct tp_lane *lane, const struct tp_xfer *xfer, unsigned n);
 int tp_verbs_post_read(struct tp_lane *lane, const struct tp_xfer *xfer, unsigned n);
 int tp_verbs_post_flush(struct tp_lane *lane, uint64_t cookie);
+int tp_verbs_post_send(struct tp_lane *lane, const struct tp_xfer *xfer, unsigned n);
+int tp_verbs_post_receive(struct tp_lane *lane, const struct tp_xfer *xfer, unsigned n);
 int tp_verbs_lane_poll(struct tp_lane *lane, struct tp_wc *wc, unsigned n);
 int tp_verbs_lane_arm(struct tp_lane *lane, int *ret_fd);
 int tp_verbs_lane_wait(struct tp_lane *lane, uint64_t deadline_us);

@@ -89,6 +89,14 @@ enum mf_outcome {
 	MF_OUTCOME_CHECKED, /**< check_only: nothing was moved */
 };
 
+/** How pages are protected on their way, by keys that come from the secured control channel.  Their bytes are copied and
+ *  sealed by the lanes' threads on both hosts: no device writes into the guest then. */
+enum mf_sealing {
+	MF_SEALING_NONE,
+	MF_SEALING_INTEGRITY, /**< nobody in between can change them unnoticed */
+	MF_SEALING_ENCRYPT,   /**< nor read them */
+};
+
 enum mf_request {
 	MF_REQUEST_CANCEL, /**< abort, before the commit; in MF_PHASE_RECOVER: stop looking for the peer */
 	MF_REQUEST_CUTOVER, /**< switch over after this round, whatever the downtime (warm, pre-copy) */
@@ -178,6 +186,7 @@ struct mf_report {
 	enum mf_mode mode;
 	const char *transport; /**< "tcp", "verbs"; "" before one was chosen */
 	char transport_reason[320];
+	enum mf_sealing sealing;
 	char tracker[16]; /**< source: what told the guest's writes; "" when nothing had to */
 	uint64_t total_ms;
 	uint64_t downtime_ms; /**< pause to resume; source: until RUNNING arrived */
@@ -259,13 +268,16 @@ struct mf_session_params {
 	const char *
 		psk; /**< file with a pre-shared key of at least 128 bits, in hexadecimal; copied */
 	/** Go on with this session, whose process on this host has died after the hand-off began.  NULL: a new
-	 *  one; only for guests whose adapters can take them over (QEMU); not kept. */
+	 *  one; only for guests whose adapters can take them over (QEMU); not kept.  Where the guest's process has ended
+	 *  meanwhile, guest.ops is NULL: what can be said or done without it is. */
 	const char *resume;
 	/** How long the peer is looked for when the connection is lost after the commit; 0: 300 s. */
 	uint64_t recover_timeout_ms;
 	/** Source: post-copy only when at most so many pages of 4 KiB are missing: what nobody survives, the loss of the
 	 *  source's monitor or host before the last page, is a matter of moments then.  0: whenever it is decided. */
 	uint64_t safe_postcopy_pages;
+	/** Source: what is done; destination: the least that it takes.  Not with insecure. */
+	enum mf_sealing sealing;
 };
 
 struct mf_session;
@@ -333,6 +345,7 @@ MF_API const char *mf_version(void);
 
 /** Stable names for reports and options: "hybrid", "precopy", … */
 MF_API const char *mf_mode_name(enum mf_mode mode);
+MF_API const char *mf_sealing_name(enum mf_sealing sealing);
 MF_API const char *mf_phase_name(enum mf_phase phase);
 MF_API const char *mf_outcome_name(enum mf_outcome outcome);
 /** "canceled", "peer", "ECONNREFUSED", …  */
@@ -352,6 +365,28 @@ struct mf_device {
 /** Fills at most @p cap devices of @p size bytes each, sizeof(struct mf_device); returns how many there are, or a
  *  negative code. */
 MF_API int mf_devices(struct mf_device *ret, size_t size, unsigned cap, struct mf_error *err);
+
+/** What one side of a session has left in a run directory. */
+struct mf_leftover {
+	char session[MF_SESSION_NAME_MAX];
+	enum mf_side side;
+	bool held;       /**< a process has it and goes on: nothing is left over yet */
+	char record[16]; /**< "committed", "ready", "aborted", "owner", "running", "complete";
+			  *   "": there is none; "unknown": of another version */
+	bool postcopy;   /**< pages were missing when the guest was handed over */
+	int pid;         /**< of the guest's process; 0: not known */
+	bool guest_lives;
+	bool needed; /**< by the other host or the guest; the move can still come to a good end */
+	char text[192]; /**< what it means, and what to do */
+};
+/** Fills at most @p cap of @p size bytes each, sizeof(struct mf_leftover); returns how many, or a negative code. */
+MF_API int mf_leftovers(const char *run_dir, struct mf_leftover *ret, size_t size, unsigned cap,
+			struct mf_error *err);
+
+/** Removes what either side of a session has left in a run directory; the guest, and a userfaultfd in its process, are
+ *  not touched: who waits for a missing page goes on waiting.  -ENOENT: there is nothing; -MF_EREFUSED: a process
+ *  goes on with it; or, unless @p force, it is needed. */
+MF_API int mf_forget(const char *run_dir, const char *session, bool force, struct mf_error *err);
 
 #ifdef __cplusplus
 }

@@ -195,14 +195,20 @@ struct mf_adapter_ops {
 	 * Optional, both or none: for guests that outlive the process that moves them.  After describe() and instead of
 	 * prepare(), when that process has died after the hand-off began: the adapter stands where its table would after
 	 * save_state() at the source (which is about to be committed), or after load_state() at the destination.
-	 * @p ret_runs: whether the guest runs now.  Changes nothing of the guest.
+	 * @p ran: what ran() said then.  @p ret_runs: whether the guest runs now.  Changes nothing of the guest.
 	 */
-	int (*take_over)(void *hv, bool *ret_runs, struct mf_error *err);
+	int (*take_over)(void *hv, bool ran, bool *ret_runs, struct mf_error *err);
 	/**
 	 * Destination, after take_over(): a duplicate of the userfaultfd that the dead process had open_userfaultfd()
 	 * make, as that function gives it.  The original is closed by close_userfaultfds() from now on.  -ENOENT: there is none.
 	 */
 	int (*find_userfaultfd)(void *hv, int *ret_fd, struct mf_error *err);
+
+	/**
+	 * Optional, for take_over(): whether the guest ran when pause() was called, so that it is to run again: at the
+	 * source after pause(), at the destination after load_state().  Without it a guest that is taken over is to run.
+	 */
+	bool (*ran)(void *hv);
 };
 
 /** An open guest: the table and what it works on.  The session copies the table (of older
