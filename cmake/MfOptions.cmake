@@ -58,6 +58,18 @@ else()
 endif()
 message(STATUS "placement: ${HWLOC_FOUND} (hwloc ${HWLOC_VERSION})")
 
+set(MF_WITH_SECCOMP AUTO CACHE STRING "system calls filtered by libseccomp: AUTO, ON or OFF")
+set_property(CACHE MF_WITH_SECCOMP PROPERTY STRINGS AUTO ON OFF)
+if(NOT MF_WITH_SECCOMP STREQUAL OFF)
+  pkg_check_modules(LIBSECCOMP IMPORTED_TARGET libseccomp>=2.5)
+  if(MF_WITH_SECCOMP STREQUAL ON AND NOT LIBSECCOMP_FOUND)
+    message(FATAL_ERROR "MF_WITH_SECCOMP=ON, but libseccomp 2.5 or newer was not found")
+  endif()
+else()
+  unset(LIBSECCOMP_FOUND CACHE) # from a time when it was not OFF
+endif()
+message(STATUS "system call filter: ${LIBSECCOMP_FOUND} (libseccomp ${LIBSECCOMP_VERSION})")
+
 add_library(mf_flags INTERFACE)
 target_compile_definitions(mf_flags INTERFACE _GNU_SOURCE MF_VERSION="${PROJECT_VERSION}")
 target_compile_options(mf_flags INTERFACE

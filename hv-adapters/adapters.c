@@ -21,20 +21,19 @@ static const struct kind {
 	{ "qemu:", hv_qemu_open, hv_qemu_pid, hv_qemu_bring_back },
 #endif
 #ifdef MF_HAVE_PROCESS
-	{ "demo:", hv_process_open, NULL, NULL }, /* ends with the process that opened it */
+	{ "demo:", hv_process_open, hv_process_pid, NULL }, /* ends with who opened it */
 #endif
 };
 
-struct hv_guarded hv_find_guarded(const struct mf_adapter *guest)
+struct hv_target hv_find_target(const struct mf_adapter *guest)
 {
-	for (size_t i = 0; i < BASE_ARRAY_LEN(kinds); i++) {
+	for (size_t i = 0; guest->ops && i < BASE_ARRAY_LEN(kinds); i++) {
 		const struct kind *k = &kinds[i];
 		size_t n = strlen(k->prefix) - 1;
-		if (k->pid && strlen(guest->ops->name) == n &&
-		    strncmp(k->prefix, guest->ops->name, n) == 0)
-			return (struct hv_guarded){ k->pid(guest->hv), k->bring_back };
+		if (strlen(guest->ops->name) == n && strncmp(k->prefix, guest->ops->name, n) == 0)
+			return (struct hv_target){ k->pid(guest->hv), k->bring_back };
 	}
-	return (struct hv_guarded){ 0 };
+	return (struct hv_target){ 0 };
 }
 
 int mf_guest_open(const char *spec, enum mf_side side, struct mf_adapter *ret, struct mf_error *err)
@@ -55,6 +54,11 @@ int mf_guest_open(const char *spec, enum mf_side side, struct mf_adapter *ret, s
 	}
 	return base_error(err, -MF_EUSAGE, MF_SCOPE_HOST,
 			  "guest \"%s\": give qemu:QMP_SOCKET or demo:SIZE", spec);
+}
+
+pid_t mf_guest_pid(const struct mf_adapter *adapter)
+{
+	return hv_find_target(adapter).pid;
 }
 
 void mf_guest_close(struct mf_adapter *adapter)

@@ -19,12 +19,13 @@ int hv_qemu_bring_back(void *hv, struct mf_error *err);
 /* "demo:" SIZE[,key=value]… */
 int hv_process_open(const char *spec, enum mf_side side, struct mf_adapter *ret,
 		    struct mf_error *err);
+pid_t hv_process_pid(const void *hv);
 
-/* The open guest's process; 0: its kind needs no guardian.  bring_back: for hv. */
-struct hv_guarded {
+/* The open guest's process; 0: not one of ours.  bring_back: for hv; NULL: its kind needs no guardian. */
+struct hv_target {
 	pid_t pid;
 	int (*bring_back)(void *hv, struct mf_error *err);
 };
-struct hv_guarded hv_find_guarded(const struct mf_adapter *guest);
+struct hv_target hv_find_target(const struct mf_adapter *guest);
 
 #endif

@@ -10,7 +10,7 @@
  *   or it dies                                   hand-off record there: ends
  *                                                else the adapter's bring_back(), until it succeeds
  *
- * It acts when the program's last thread is gone, which its pidfd tells: nobody can write a record any more.  No record
+ * Of what the program may do it keeps what reaching into the guest takes (attach_confine()).  It acts when the program's last thread is gone, which its pidfd tells: nobody can write a record any more.  No record
  * means that COMMIT was not sent, as it is on disk before.  Whatever it cannot make out counts as a record.
  */
 #include <memferry/guests.h>
@@ -35,6 +35,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "hv-adapters/adapters.h"
+#include "hv-adapters/attach/helper.h"
 
 enum {
 	READY_MS = 5000,
@@ -52,7 +53,7 @@ struct mf_guard {
 struct watch {
 	const struct mf_guard_params *params;
 	const struct mf_adapter *guest;
-	struct hv_guarded guarded;
+	struct hv_target guarded;
 	pid_t program;
 	int socket; /* to the program */
 	int program_fd, guest_fd;
@@ -94,6 +95,7 @@ static int let_go_of_all(struct watch *w)
 
 static int begin_watch(struct watch *w)
 {
+	attach_helper_forget(); /* it ends with the program */
 	int r = let_go_of_all(w);
 	if (r == 0)
 		r = w->program_fd = open_process(w->program);
@@ -103,6 +105,8 @@ static int begin_watch(struct watch *w)
 		r = w->guest_fd = open_process(w->guarded.pid);
 	if (r >= 0 && stat(w->params->run_dir, &w->run_dir) < 0)
 		r = -errno;
+	if (r >= 0)
+		r = attach_confine(w->guarded.pid, NULL);
 	return r < 0 ? r : 0;
 }
 
@@ -236,8 +240,8 @@ int mf_guard_start(const struct mf_adapter *guest, const struct mf_guard_params 
 	if (params->size < sizeof(*params))
 		return base_error(err, -EINVAL, MF_SCOPE_HOST,
 				  "guardian: mf_guard_params.size is not set");
-	struct hv_guarded guarded = hv_find_guarded(guest);
-	if (!guarded.pid)
+	struct hv_target guarded = hv_find_target(guest);
+	if (!guarded.bring_back)
 		return 0;
 	struct mf_guard *g = calloc(1, sizeof(*g));
 	int pair[2];
@@ -278,6 +282,11 @@ int mf_guard_start(const struct mf_adapter *guest, const struct mf_guard_params 
 	}
 	*ret = g;
 	return 0;
+}
+
+pid_t mf_guard_pid(const struct mf_guard *g)
+{
+	return g ? g->pid : 0;
 }
 
 void mf_guard_end(struct mf_guard *g)

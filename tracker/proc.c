@@ -1,29 +1,22 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 #include "tracker/proc.h"
 
-#include <errno.h>
-#include <fcntl.h>
-#include <stdio.h>
 #include <unistd.h>
+
+#include "base/reach.h"
 
 /* pagemap's unit. */
 #define BASE_PAGE UINT64_C(4096)
 
-const char *proc_path(char *buf, size_t cap, pid_t pid, const char *file)
-{
-	if (pid)
-		(void)snprintf(buf, cap, "/proc/%d/%s", (int)pid, file);
-	else
-		(void)snprintf(buf, cap, "/proc/self/%s", file);
-	return buf;
-}
-
 int proc_open_pagemap(pid_t pid, struct mf_error *err)
 {
-	char path[64];
-	int fd = open(proc_path(path, sizeof(path), pid, "pagemap"), O_RDONLY | O_CLOEXEC);
-	return fd < 0 ? base_error_sys(err, -errno, MF_SCOPE_SESSION, "%s cannot be opened", path)
-		      : fd;
+	int fd = base_reach_open(pid, 0, BASE_REACH_PAGEMAP);
+	if (fd >= 0)
+		return fd;
+	return pid ? base_error_sys(err, fd, MF_SCOPE_SESSION, "/proc/%d/pagemap cannot be opened",
+				    (int)pid)
+		   : base_error_sys(err, fd, MF_SCOPE_SESSION,
+				    "/proc/self/pagemap cannot be opened");
 }
 
 bool proc_is_alive(int pagemap_fd, uint64_t addr)

@@ -4,14 +4,10 @@
 #define TRACKER_PROC_H
 
 #include <stdbool.h>
-#include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
 
 #include "base/error.h"
-
-/* "/proc/17/maps"; returns buf. */
-const char *proc_path(char *buf, size_t cap, pid_t pid, const char *file);
 
 /* Descriptor of /proc/PID/pagemap: 8 bytes for every base page of the address space that the process has now. */
 int proc_open_pagemap(pid_t pid, struct mf_error *err);

@@ -6,6 +6,7 @@
 #include <stdio.h>
 
 #include "base/cleanup.h"
+#include "base/reach.h"
 
 static bool parse(const char *line, struct base_mapping *ret)
 {
@@ -27,7 +28,7 @@ int base_each_mapping(pid_t pid, uint64_t addr, uint64_t len,
 	char path[64] = "/proc/self/maps";
 	if (pid)
 		(void)snprintf(path, sizeof(path), "/proc/%d/maps", (int)pid);
-	base_cleanup(base_fclosep) FILE *f = fopen(path, "re");
+	base_cleanup(base_fclosep) FILE *f = base_reach_fopen(pid, BASE_REACH_MAPS);
 	if (!f)
 		return base_error_sys(err, -errno, MF_SCOPE_SESSION, "%s cannot be opened", path);
 	base_autofree char *line = NULL;

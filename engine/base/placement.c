@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "base/placement_priv.h"
+#include "base/reach.h"
 
 #define SAMPLES_MAX 512
 
@@ -48,7 +49,10 @@ int base_place_find_memory(pid_t pid, uint64_t addr, uint64_t len, uint64_t page
 {
 	void *page[SAMPLES_MAX];
 	int status[SAMPLES_MAX];
+	const struct base_reach *helper = base_reach_helper(pid);
 	assert(page_size);
+	if (helper)
+		return helper->find_memory(pid, addr, len, page_size, memory, err);
 	uint64_t n_pages = len / page_size;
 	uint64_t n = n_pages < SAMPLES_MAX ? n_pages : SAMPLES_MAX;
 	if (!n)

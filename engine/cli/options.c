@@ -92,6 +92,8 @@ const struct cli_option cli_option_table[] = {
 	  "a connection over RDMA that nobody acknowledges for so long is lost" },
 	{ "on-demand", NULL, CLI_FLAG, NULL, 0, 0, MOVING, AT(on_demand),
 	  "let the RDMA device fault memory in instead of pinning it, where it can (ODP)" },
+	{ "sandbox", "on|off", CLI_CHOICE, "on", 0, 0, MOVING, AT(sandbox),
+	  "run without privilege and with few system calls once the guest is open; off is for finding faults" },
 	{ "force", NULL, CLI_FLAG, NULL, 0, 0, V(FORGET), AT(force),
 	  "forget also what the other host or the guest may need yet; see RECOVERY" },
 	{ "run-dir", "DIR", CLI_TEXT, NULL, 0, 0, MOVING | TALKING, AT(run_dir),

@@ -81,6 +81,7 @@ struct cli_options {
 	uint64_t lane_timeout_ms;
 	uint64_t recover_timeout_ms;
 	bool insecure;
+	const char *sandbox;
 	bool encrypt, integrity;
 	bool on_demand;
 	bool force;

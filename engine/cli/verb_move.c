@@ -6,13 +6,17 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <memferry/guests.h>
 #include <memferry/session.h>
 
+#include "base/cleanup.h"
+
 #include "control.h"
 #include "report.h"
 #include "run_dir.h"
+#include "sandbox.h"
 #include "show.h"
 #include "verbs.h"
 
@@ -24,6 +28,7 @@ struct move {
 	struct cli_show *show;
 	struct mf_adapter guest;
 	struct mf_session *session;
+	struct mf_attach *attach;
 	struct mf_guard *guard;
 	struct cli_view view;
 	struct cli_control *control;
@@ -137,6 +142,34 @@ static int start_guard(struct move *move, struct mf_error *err)
 	return mf_guard_start(&move->guest, &params, &move->guard, err);
 }
 
+static bool is_sandboxed(const struct move *move)
+{
+	return !strcmp(move->options->sandbox, "on");
+}
+
+/* The last thing before threads and connections.  Where system calls cannot be filtered, that is said, and all else holds. */
+static int enter_sandbox(struct move *move, struct mf_error *err)
+{
+	const pid_t signalled[] = { mf_attach_pid(move->attach), mf_guard_pid(move->guard),
+				    mf_guest_pid(&move->guest) };
+	struct mf_error why = { 0 };
+
+	if (!is_sandboxed(move))
+		return 0;
+	int r = cli_sandbox_enter(signalled, BASE_ARRAY_LEN(signalled), &why);
+	if (r == -EOPNOTSUPP || r == -MF_EKERNEL)
+		cli_show_notice(move->show, why.msg);
+	else if (r < 0)
+		return base_error(err, r, why.scope, "%s", why.msg);
+	/* Said now, and not in the middle of a move. */
+	if (access(move->run_dir.path, W_OK | X_OK))
+		return base_error(err, -errno, MF_SCOPE_HOST,
+				  "run directory %s: cannot be written to without privilege; name "
+				  "another with --run-dir",
+				  move->run_dir.path);
+	return 0;
+}
+
 static int open_guest(struct move *move, bool *ret_has_ended, struct mf_error *err)
 {
 	const struct cli_options *o = move->options;
@@ -174,12 +207,16 @@ static int open_all(struct move *move, struct mf_error *err)
 	if (r)
 		return r;
 	r = open_guest(move, &has_ended, err);
+	if (!r && is_sandboxed(move))
+		r = mf_attach_start(&move->guest, &move->attach, err);
 	if (has_ended)
 		r = create_without_guest(move, err);
 	else if (!r)
 		r = create_session(move, err);
 	if (!r)
 		r = start_guard(move, err);
+	if (!r)
+		r = enter_sandbox(move, err);
 	if (r)
 		return r;
 	move->view = (struct cli_view){ view_progress, view_request, move->session };
@@ -230,6 +267,7 @@ int cli_verb_move(const struct cli_options *o)
 	status = r ? cli_fail(o, &err) : report_outcome(&move);
 	mf_session_destroy(move.session);
 	mf_guest_close(&move.guest);
+	mf_attach_end(move.attach);
 	mf_guard_end(move.guard);
 	cli_show_destroy(move.show);
 	cli_run_dir_close(&move.run_dir);

@@ -329,7 +329,7 @@ int eng_check_memlock(uint64_t bytes, struct mf_error *err)
 		return 0;
 	return base_error(err, -ENOMEM, MF_SCOPE_HOST,
 			  "locked memory: registering memory for RDMA needs %s, and the limit is "
-			  "%s; raise it (ulimit -l, LimitMEMLOCK=) or give CAP_IPC_LOCK",
+			  "%s; raise it (ulimit -l, LimitMEMLOCK=)",
 			  base_format_size(bytes, need, sizeof(need)),
 			  base_format_size(limit.rlim_cur, have, sizeof(have)));
 }

@@ -70,6 +70,12 @@ int wire_listen(const char *host, uint16_t port, int *ret_fd, char *ret_addr, si
 					  "%s: not an address of this host; listen on one that "
 					  "`ip address` shows, or on 0.0.0.0",
 					  host);
+		if (r == -EACCES && port < 1024)
+			return base_error(
+				err, r, MF_SCOPE_HOST,
+				"%s:%u: ports below 1024 take a privilege, which memferry "
+				"does without: choose another with --listen",
+				host, port);
 		return base_error_sys(err, r, MF_SCOPE_HOST, "%s:%u: cannot listen", host, port);
 	}
 	struct sockaddr_storage sa;

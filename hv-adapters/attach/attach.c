@@ -46,6 +46,7 @@
 #include "base/log.h"
 #include "hv-adapters/attach/attach_arch.h"
 #include "hv-adapters/attach/attach_proc.h"
+#include "hv-adapters/attach/helper_wire.h"
 
 enum { SYSCALL_STOP = SIGTRAP | 0x80 };
 
@@ -461,6 +462,11 @@ int attach_probe(pid_t pid, struct mf_error *err)
 {
 	struct attach_pick pick;
 
+	if (helper_is_used(pid)) {
+		struct helper_request q = { .op = HELPER_PROBE, .pid = pid };
+		struct helper_reply a;
+		return helper_call(&q, &a, NULL, HELPER_FILE_MS, err);
+	}
 	return attach_proc_pick(pid, &pick, err);
 }
 

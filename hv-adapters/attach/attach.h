@@ -46,23 +46,44 @@ int attach_syscall(struct attach *at, long nr, const unsigned long args[6], long
 /* Always succeeds in letting go; NULL: nothing. */
 void attach_end(struct attach *at);
 
-/* Built on the above, one session each: */
+/* Built on the above, one session each; these and attach_probe() go through a helper where there is one (helper.h). */
 
 /* A userfaultfd made in the target and a duplicate of it here (O_CLOEXEC | O_NONBLOCK).  *ret_remote is its number
  * in the target. */
 int attach_userfaultfd(pid_t pid, int *ret_fd, int *ret_remote, struct mf_error *err);
+/* The device that userfaultfds can be made from, for a target that may not make one by itself: here, or -errno. */
+int attach_open_device(pid_t pid);
+/* As attach_userfaultfd(), from such a device whose number in the target is given. */
+int attach_userfaultfd_by(pid_t pid, int device, int *ret_fd, int *ret_remote,
+			  struct mf_error *err);
 /* Closes userfaultfds in the target; numbers that are gone, or another file's by now, are skipped. */
 void attach_close_fds(pid_t pid, const int *remote, unsigned n);
 /* Userfaultfds that are open in the target: leftovers of an earlier attach (or the target's own).  Returns their number,
  * at most cap. */
 int attach_find_userfaultfds(pid_t pid, int *ret_remote, unsigned cap, struct mf_error *err);
-/* A duplicate here of a descriptor of the target (pidfd_getfd). */
-int attach_get_fd(pid_t pid, int remote, int *ret_fd, struct mf_error *err);
+/* A duplicate here of a userfaultfd of the target (pidfd_getfd); -EBADF: of another kind. */
+int attach_get_userfaultfd(pid_t pid, int remote, int *ret_fd, struct mf_error *err);
 /* madvise(addr, len, advice) in the target for each of n ranges, in one stop; ends at the first that fails. */
 struct attach_range {
 	uint64_t addr, len;
 };
 int attach_madvise(pid_t pid, const struct attach_range *ranges, unsigned n, int advice,
 		   struct mf_error *err);
+
+/*
+ * What needs no session, but the same privilege.
+ */
+/* A shared mapping of the target, as its maps have it. */
+struct attach_mapping {
+	uint64_t start, end, inode;
+	uint32_t dev_major, dev_minor;
+};
+/* The file behind it, for reading and writing, or -errno: through the process itself, as the file's name may be gone, be in
+ * another mount namespace, or never have been. */
+int attach_open_mapping(pid_t pid, const struct attach_mapping *mapping);
+/* SIGKILL, by a descriptor of the process where we do it ourselves.  0 or -errno. */
+int attach_kill(pid_t pid, int pidfd);
+/* Is there still somebody who can do all this?  Without a helper: yes. */
+int attach_check(pid_t pid, struct mf_error *err);
 
 #endif

@@ -12,18 +12,27 @@
 #include <inttypes.h>
 #include <limits.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/pidfd.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 
 #include "base/cleanup.h"
 #include "base/parse.h"
 #include "hv-adapters/attach/attach.h"
 #include "hv-adapters/attach/attach_proc.h"
+#include "hv-adapters/attach/helper_wire.h"
 
 #define USERFAULTFD_LINK "anon_inode:[userfaultfd]"
+#define DEVICE           "/dev/userfaultfd"
+
+/* _IO(USERFAULTFD_IOC, 0) of the kernel's interface. */
+#define NEW_USERFAULTFD _IO(0xAA, 0x00)
 
 enum { PIDFD_OF_THREAD = O_EXCL }; /* PIDFD_THREAD, Linux 6.9 */
 
@@ -80,6 +89,25 @@ static bool is_userfaultfd(const char *dir, int fd)
 	       memcmp(link, USERFAULTFD_LINK, (size_t)n) == 0;
 }
 
+/* Of the helper: a descriptor, and with ret_remote what its number in the target is. */
+static int ask_for_fd(struct helper_request *q, int *ret_fd, int *ret_remote, struct mf_error *err)
+{
+	struct helper_reply a;
+	base_autofd fd = -1;
+	int rc = helper_call(q, &a, &fd, HELPER_ATTACH_MS, err);
+
+	if (rc < 0)
+		return rc;
+	if (fd < 0)
+		return base_error(err, -EMFILE, MF_SCOPE_SESSION,
+				  "a descriptor of process %d did not arrive: raise ulimit -n",
+				  (int)q->pid);
+	*ret_fd = base_take_fd(&fd);
+	if (ret_remote)
+		*ret_remote = a.value;
+	return 0;
+}
+
 /* The target's descriptors, seen through a live thread: an exited leader has none. */
 static int name_fd_dir(pid_t pid, char *ret_dir, size_t cap, struct mf_error *err)
 {
@@ -122,11 +150,26 @@ static int get_fd(int pidfd, pid_t pid, int remote, int *ret_fd, struct mf_error
 	return 0;
 }
 
-int attach_get_fd(pid_t pid, int remote, int *ret_fd, struct mf_error *err)
+int attach_get_userfaultfd(pid_t pid, int remote, int *ret_fd, struct mf_error *err)
 {
-	base_autofd pidfd = open_pidfd(pid, err);
+	base_autofd fd = -1;
+	int rc;
 
-	return pidfd < 0 ? pidfd : get_fd(pidfd, pid, remote, ret_fd, err);
+	if (helper_is_used(pid)) {
+		struct helper_request q = { .op = HELPER_GET_FD, .pid = pid, .number = remote };
+		return ask_for_fd(&q, ret_fd, NULL, err);
+	}
+	base_autofd pidfd = open_pidfd(pid, err);
+	if (pidfd < 0)
+		return pidfd;
+	if ((rc = get_fd(pidfd, pid, remote, &fd, err)) < 0)
+		return rc;
+	if (!is_userfaultfd("/proc/self/fd", fd))
+		return base_error(err, -EBADF, MF_SCOPE_SESSION,
+				  "descriptor %d of process %d is no userfaultfd", remote,
+				  (int)pid);
+	*ret_fd = base_take_fd(&fd);
+	return 0;
 }
 
 static int make_userfaultfd(struct attach *at, struct job *job)
@@ -161,19 +204,37 @@ static int make_userfaultfd(struct attach *at, struct job *job)
 	return 0;
 }
 
-int attach_userfaultfd(pid_t pid, int *ret_fd, int *ret_remote, struct mf_error *err)
+/* In a target that may not make one itself. */
+static int make_userfaultfd_by(struct attach *at, struct job *job)
 {
-	struct job job = { .pid = pid, .run = make_userfaultfd, .err = err };
+	unsigned long args[6] = { (unsigned long)job->remote, NEW_USERFAULTFD,
+				  O_CLOEXEC | O_NONBLOCK };
+	long value;
+	int rc = attach_syscall(at, SYS_ioctl, args, &value, job->err);
+
+	if (rc == 0 && value < 0)
+		return base_error_sys(job->err, (int)value, MF_SCOPE_HOST,
+				      "process %d makes no userfaultfd from " DEVICE,
+				      (int)job->pid);
+	job->remote = (int)value;
+	return rc;
+}
+
+/* Runs what makes one, and fetches it. */
+static int fetch_made(struct job *job, int *ret_fd, int *ret_remote)
+{
+	struct mf_error *err = job->err;
+	pid_t pid = job->pid;
 	int fd = -1, rc;
 
 	/* Opened first: it stays this process even if the number is used again. */
 	base_autofd pidfd = open_pidfd(pid, err);
 	if (pidfd < 0)
 		return pidfd;
-	if ((rc = run_job(&job)) < 0)
+	if ((rc = run_job(job)) < 0)
 		return rc;
-	if ((rc = get_fd(pidfd, pid, job.remote, &fd, err)) < 0) {
-		attach_close_fds(pid, &job.remote, 1);
+	if ((rc = get_fd(pidfd, pid, job->remote, &fd, err)) < 0) {
+		attach_close_fds(pid, &job->remote, 1);
 		return rc;
 	}
 	if (!is_userfaultfd("/proc/self/fd", fd)) {
@@ -183,8 +244,61 @@ int attach_userfaultfd(pid_t pid, int *ret_fd, int *ret_remote, struct mf_error 
 				  (int)pid);
 	}
 	*ret_fd = fd;
-	*ret_remote = job.remote;
+	*ret_remote = job->remote;
 	return 0;
+}
+
+int attach_userfaultfd(pid_t pid, int *ret_fd, int *ret_remote, struct mf_error *err)
+{
+	struct job job = { .pid = pid, .run = make_userfaultfd, .err = err };
+
+	if (helper_is_used(pid)) {
+		struct helper_request q = { .op = HELPER_USERFAULTFD, .pid = pid };
+		return ask_for_fd(&q, ret_fd, ret_remote, err);
+	}
+	return fetch_made(&job, ret_fd, ret_remote);
+}
+
+int attach_open_device(pid_t pid)
+{
+	int fd = -1;
+
+	if (helper_is_used(pid)) {
+		struct helper_request q = { .op = HELPER_DEVICE, .pid = pid };
+		int rc = ask_for_fd(&q, &fd, NULL, NULL);
+		return rc < 0 ? rc : fd;
+	}
+	fd = open(DEVICE, O_RDWR | O_CLOEXEC);
+	return fd < 0 ? -errno : fd;
+}
+
+/* That number of the target's is the device: nothing else is to get its request. */
+static bool is_device(pid_t pid, int number)
+{
+	struct stat ours, theirs;
+	char dir[64], path[80];
+
+	if (name_fd_dir(pid, dir, sizeof(dir), NULL) < 0)
+		return false;
+	(void)snprintf(path, sizeof(path), "%s/%d", dir, number);
+	return stat(DEVICE, &ours) == 0 && stat(path, &theirs) == 0 && S_ISCHR(theirs.st_mode) &&
+	       ours.st_rdev == theirs.st_rdev;
+}
+
+int attach_userfaultfd_by(pid_t pid, int device, int *ret_fd, int *ret_remote, struct mf_error *err)
+{
+	struct job job = { .pid = pid, .run = make_userfaultfd_by, .err = err, .remote = device };
+
+	if (helper_is_used(pid)) {
+		struct helper_request q = { .op = HELPER_USERFAULTFD_BY,
+					    .pid = pid,
+					    .number = device };
+		return ask_for_fd(&q, ret_fd, ret_remote, err);
+	}
+	if (!is_device(pid, device))
+		return base_error(err, -EBADF, MF_SCOPE_SESSION,
+				  "descriptor %d of process %d is not " DEVICE, device, (int)pid);
+	return fetch_made(&job, ret_fd, ret_remote);
 }
 
 static int close_all(struct attach *at, struct job *job)
@@ -207,6 +321,14 @@ void attach_close_fds(pid_t pid, const int *remote, unsigned n)
 	char dir[64];
 	bool any = false;
 
+	if (helper_is_used(pid)) {
+		struct helper_request q = { .op = HELPER_CLOSE_FDS, .pid = pid, .n = n };
+		struct helper_reply a;
+		assert(n <= HELPER_ITEMS);
+		memcpy(q.fds, remote, n * sizeof(*remote));
+		(void)helper_call(&q, &a, NULL, HELPER_ATTACH_MS, NULL);
+		return;
+	}
 	if (name_fd_dir(pid, dir, sizeof(dir), NULL) < 0)
 		return;
 	for (unsigned i = 0; i < n; i++)
@@ -219,8 +341,17 @@ int attach_find_userfaultfds(pid_t pid, int *ret_remote, unsigned cap, struct mf
 {
 	char name[64];
 	unsigned n = 0;
-	int rc = name_fd_dir(pid, name, sizeof(name), err);
 
+	if (helper_is_used(pid)) {
+		struct helper_request q = { .op = HELPER_FIND_FDS, .pid = pid, .n = cap };
+		struct helper_reply a;
+		int found = helper_call(&q, &a, NULL, HELPER_FILE_MS, err);
+		assert(found <= (int)cap);
+		for (int i = 0; i < found; i++)
+			ret_remote[i] = a.fds[i];
+		return found;
+	}
+	int rc = name_fd_dir(pid, name, sizeof(name), err);
 	if (rc < 0)
 		return rc;
 	DIR *dir = opendir(name);
@@ -279,5 +410,67 @@ int attach_madvise(pid_t pid, const struct attach_range *ranges, unsigned n, int
 		.advice = advice,
 	};
 
+	if (n && helper_is_used(pid)) {
+		struct helper_request q = {
+			.op = HELPER_MADVISE, .pid = pid, .n = n, .number = advice
+		};
+		struct helper_reply a;
+		uint64_t ms = HELPER_ATTACH_MS;
+		assert(n <= HELPER_ITEMS);
+		memcpy(q.ranges, ranges, n * sizeof(*ranges));
+		for (unsigned i = 0; i < n; i++)
+			ms += ranges[i].len / ADVISE_CHUNK * HELPER_ADVISE_MS;
+		return helper_call(&q, &a, NULL, ms, err);
+	}
 	return n == 0 ? 0 : run_job(&job);
+}
+
+/* ---- without a session ---- */
+
+static bool is_file(int fd, const struct attach_mapping *m)
+{
+	struct stat st;
+	return fstat(fd, &st) == 0 && st.st_ino == m->inode;
+}
+
+int attach_open_mapping(pid_t pid, const struct attach_mapping *m)
+{
+	char path[96];
+	int found = -ENOENT;
+
+	if (helper_is_used(pid)) {
+		struct helper_request q = { .op = HELPER_OPEN_MAPPING, .pid = pid, .mapping = *m };
+		int rc = ask_for_fd(&q, &found, NULL, NULL);
+		return rc < 0 ? rc : found;
+	}
+	(void)snprintf(path, sizeof(path), "/proc/%d/map_files/%" PRIx64 "-%" PRIx64, (int)pid,
+		       m->start, m->end);
+	base_autofd fd = open(path, O_RDWR | O_CLOEXEC);
+	if (fd >= 0 && is_file(fd, m))
+		return base_take_fd(&fd);
+	(void)snprintf(path, sizeof(path), "/proc/%d/fd", (int)pid);
+	DIR *dir = opendir(path);
+	if (!dir)
+		return -errno;
+	for (struct dirent *e; found < 0 && (e = readdir(dir));) {
+		struct stat st;
+		(void)snprintf(path, sizeof(path), "/proc/%d/fd/%.20s", (int)pid, e->d_name);
+		if (stat(path, &st) < 0 || !S_ISREG(st.st_mode) || st.st_ino != m->inode ||
+		    st.st_dev != makedev(m->dev_major, m->dev_minor))
+			continue;
+		int rc = open(path, O_RDWR | O_CLOEXEC);
+		found = rc < 0 ? -errno : rc;
+	}
+	(void)closedir(dir);
+	return found;
+}
+
+int attach_kill(pid_t pid, int pidfd)
+{
+	if (helper_is_used(pid)) {
+		struct helper_request q = { .op = HELPER_KILL, .pid = pid };
+		struct helper_reply a;
+		return helper_call(&q, &a, NULL, HELPER_FILE_MS, NULL);
+	}
+	return pidfd_send_signal(pidfd, SIGKILL, NULL, 0) < 0 ? -errno : 0;
 }

@@ -15,6 +15,7 @@
 #include "base/bitmap.h"
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/privilege.h"
 #include "hv-adapters/process/control.h"
 #include "hv-adapters/process/writers.h"
 
@@ -323,6 +324,7 @@ _Noreturn void guest_main(struct guest *g, int control, pid_t parent)
 	if (getppid() != parent)
 		_exit(EXIT_FAILURE);
 	(void)prctl(PR_SET_NAME, "demo-guest");
+	(void)base_keep_capabilities(0, NULL); /* a guest has none */
 	reset_signals();
 	/* Nothing of the parent's may be held open from here, other guests' sockets least of all. */
 	if (control != CONTROL_FD && dup2(control, CONTROL_FD) < 0)

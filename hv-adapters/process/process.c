@@ -346,6 +346,11 @@ static int process_self_check(void *hv, struct mf_finding *ret)
 	return 1;
 }
 
+pid_t hv_process_pid(const void *hv)
+{
+	return ((const struct process *)hv)->channel.pid;
+}
+
 static const struct mf_adapter_ops process_ops = {
 	.size = sizeof(process_ops),
 	.name = "demo",

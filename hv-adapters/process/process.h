@@ -41,6 +41,9 @@ struct hv_process_status {
 int hv_process_open(const char *spec, enum mf_side side, struct mf_adapter *ret,
 		    struct mf_error *err);
 
+/* The child. */
+pid_t hv_process_pid(const void *hv);
+
 /* How the guest is; hv is the adapter's.  Between open and close, in the session thread like the adapter's own calls. */
 int hv_process_status(void *hv, struct hv_process_status *ret, struct mf_error *err);
 

@@ -3,11 +3,8 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
 
 #include "base/clock.h"
 #include "base/log.h"
@@ -17,9 +14,6 @@
 #ifndef MADV_DONTNEED_LOCKED
 #define MADV_DONTNEED_LOCKED 24
 #endif
-
-/* _IO(USERFAULTFD_IOC, 0) of the kernel's interface: a userfaultfd from /dev/userfaultfd. */
-#define NEW_USERFAULTFD _IO(0xAA, 0x00)
 
 #define GREETING_MS 3000
 
@@ -100,10 +94,10 @@ static int close_leftovers(struct qemu *hv, struct mf_error *err)
  */
 static int open_by_device(struct qemu *hv, int *ret_fd, int *ret_remote, struct mf_error *err)
 {
-	base_autofd device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+	base_autofd device = attach_open_device(hv->pid);
 	if (device < 0)
 		return base_error_sys(
-			err, -errno, MF_SCOPE_HOST,
+			err, device, MF_SCOPE_HOST,
 			"QEMU (pid %d) may not make a userfaultfd and /dev/userfaultfd is "
 			"of no help: run memferry as root on Linux 6.1 or newer",
 			(int)hv->pid);
@@ -112,30 +106,11 @@ static int open_by_device(struct qemu *hv, int *ret_fd, int *ret_remote, struct 
 			    &set, err);
 	if (r < 0)
 		return r;
-	unsigned long args[6] = { (unsigned long)json_integer_value(json_object_get(set, "fd")),
-				  NEW_USERFAULTFD, O_CLOEXEC | O_NONBLOCK };
-	long remote = -1;
-	struct attach *at = NULL;
-	r = attach_begin(hv->pid, &at, err);
-	if (r >= 0) {
-		r = attach_syscall(at, SYS_ioctl, args, &remote, err);
-		attach_end(at);
-	}
+	r = attach_userfaultfd_by(hv->pid, (int)json_integer_value(json_object_get(set, "fd")),
+				  ret_fd, ret_remote, err);
 	(void)qemu_command(hv, "remove-fd",
 			   json_pack("{s:O}", "fdset-id", json_object_get(set, "fdset-id")), NULL,
 			   NULL);
-	if (r >= 0 && remote < 0)
-		r = base_error_sys(err, (int)remote, MF_SCOPE_HOST,
-				   "QEMU (pid %d): no userfaultfd from /dev/userfaultfd",
-				   (int)hv->pid);
-	if (r < 0)
-		return r;
-	int number = (int)remote;
-	r = attach_get_fd(hv->pid, number, ret_fd, err);
-	if (r < 0)
-		attach_close_fds(hv->pid, &number, 1);
-	else
-		*ret_remote = number;
 	return r;
 }
 
@@ -212,9 +187,12 @@ static int prepare(void *p, enum mf_side side, struct mf_error *err)
 	return r;
 }
 
-static int pause_guest(void *hv, uint64_t *ret_stopped_us, struct mf_error *err)
+/* While there is a way back: who cannot reach into QEMU any more could not end what it began in there. */
+static int pause_guest(void *p, uint64_t *ret_stopped_us, struct mf_error *err)
 {
-	return qemu_pause(hv, ret_stopped_us, err);
+	struct qemu *hv = p;
+	int r = attach_check(hv->pid, err);
+	return r < 0 ? r : qemu_pause(hv, ret_stopped_us, err);
 }
 
 static int save_state(void *hv, mf_state_write_fn write, void *ctx, struct mf_error *err)
@@ -222,9 +200,11 @@ static int save_state(void *hv, mf_state_write_fn write, void *ctx, struct mf_er
 	return qemu_save_state(hv, write, ctx, err);
 }
 
-static int load_state(void *hv, mf_state_read_fn read, void *ctx, struct mf_error *err)
+static int load_state(void *p, mf_state_read_fn read, void *ctx, struct mf_error *err)
 {
-	return qemu_load_state(hv, read, ctx, err);
+	struct qemu *hv = p;
+	int r = attach_check(hv->pid, err);
+	return r < 0 ? r : qemu_load_state(hv, read, ctx, err);
 }
 
 static int resume(void *hv, struct mf_error *err)
@@ -320,7 +300,7 @@ static int find_userfaultfd(void *p, int *ret_fd, struct mf_error *err)
 				  "made for this move",
 				  (int)hv->pid, n);
 	hv->n_remote = 1;
-	return attach_get_fd(hv->pid, hv->remote[0], ret_fd, err);
+	return attach_get_userfaultfd(hv->pid, hv->remote[0], ret_fd, err);
 }
 
 static const struct mf_adapter_ops qemu_ops = {

@@ -2,19 +2,16 @@
 #include "hv-adapters/qemu/qemu.h"
 
 #include <assert.h>
-#include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <linux/magic.h>
 #include <stdarg.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <sys/sysmacros.h>
 #include <sys/vfs.h>
 
 #include "base/cleanup.h"
 #include "base/parse.h"
+#include "base/reach.h"
 #include "hv-adapters/attach/attach.h"
 #include "hv-adapters/qemu/qemu_parse.h"
 
@@ -174,7 +171,7 @@ static int find_mapping(pid_t pid, uint64_t hva, uint64_t size, struct qemu_mapp
 {
 	char path[64], line[512];
 	(void)snprintf(path, sizeof(path), "/proc/%d/maps", (int)pid);
-	base_cleanup(base_fclosep) FILE *f = fopen(path, "re");
+	base_cleanup(base_fclosep) FILE *f = base_reach_fopen(pid, BASE_REACH_MAPS);
 	if (!f)
 		return base_error_sys(err, -errno, MF_SCOPE_HOST,
 				      "%s: run as root or as QEMU's user", path);
@@ -208,37 +205,16 @@ static int find_mapping(pid_t pid, uint64_t hva, uint64_t size, struct qemu_mapp
 	return 0;
 }
 
-static bool is_file(int fd, const struct qemu_mapping *m)
-{
-	struct stat st;
-	return fstat(fd, &st) == 0 && st.st_ino == m->inode;
-}
-
-/* Through the process itself, as the file's name may be gone, be in another mount namespace, or never have been. */
 static int open_backing(pid_t pid, const struct qemu_mapping *m)
 {
-	char path[96];
-	(void)snprintf(path, sizeof(path), "/proc/%d/map_files/%" PRIx64 "-%" PRIx64, (int)pid,
-		       m->start, m->end);
-	base_autofd fd = open(path, O_RDWR | O_CLOEXEC);
-	if (fd >= 0 && is_file(fd, m))
-		return base_take_fd(&fd);
-	(void)snprintf(path, sizeof(path), "/proc/%d/fd", (int)pid);
-	DIR *dir = opendir(path);
-	if (!dir)
-		return -errno;
-	int found = -ENOENT;
-	for (struct dirent *e; found < 0 && (e = readdir(dir));) {
-		struct stat st;
-		(void)snprintf(path, sizeof(path), "/proc/%d/fd/%.20s", (int)pid, e->d_name);
-		if (stat(path, &st) < 0 || !S_ISREG(st.st_mode) || st.st_ino != m->inode ||
-		    st.st_dev != makedev(m->dev_major, m->dev_minor))
-			continue;
-		int r = open(path, O_RDWR | O_CLOEXEC);
-		found = r < 0 ? -errno : r;
-	}
-	(void)closedir(dir);
-	return found;
+	struct attach_mapping mapping = {
+		.start = m->start,
+		.end = m->end,
+		.inode = m->inode,
+		.dev_major = m->dev_major,
+		.dev_minor = m->dev_minor,
+	};
+	return attach_open_mapping(pid, &mapping);
 }
 
 /* What a memory backend is, from query-memdev and qom-list /objects. */

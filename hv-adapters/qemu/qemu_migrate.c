@@ -19,7 +19,6 @@
 #include <assert.h>
 #include <errno.h>
 #include <poll.h>
-#include <signal.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -27,6 +26,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "hv-adapters/attach/attach.h"
 
 #define FD_NAME    "memferry-state"
 #define HEAD_MAGIC "MFQEMUST"
@@ -595,7 +595,7 @@ void qemu_quit(struct qemu *hv)
 	}
 	/* Hangs in a touch of RAM that never comes; it has no guest to lose.  Only what was seen to hold the RAM. */
 	if (r == -ETIMEDOUT && pidfd >= 0 && hv->n_regions)
-		(void)syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0);
+		(void)attach_kill(hv->pid, pidfd);
 	if (pidfd >= 0) {
 		struct pollfd p = { .fd = pidfd, .events = POLLIN };
 		(void)poll(&p, 1, base_left_ms(deadline) + 1000);

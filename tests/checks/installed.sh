@@ -20,12 +20,16 @@ need bin/memferry-perf
 need "$lib/libmemferry.so"
 need "$lib/libmemferry.so.0"
 need "$lib/pkgconfig/memferry.pc"
+need "lib/systemd/system/memferry-receive@.service"
+need lib/sysusers.d/memferry.conf
+grep -q "^ExecStart=$work/first/bin/memferry receive " "$prefix/lib/systemd/system/memferry-receive@.service"
 for header in adapter error guests kvm_vm region session; do
 	need "include/memferry/$header.h"
 done
 extra=$(cd "$prefix" && find . ! -type d ! -name 'libmemferry.so*' ! -name memferry.pc \
 	! -path './include/memferry/*.h' ! -path './bin/memferry' ! -path './bin/memferry-perf' ! -path './share/man/*' \
-	! -path './share/doc/*')
+	! -path './share/doc/*' ! -path './lib/systemd/system/memferry-receive@.service' \
+	! -path './lib/sysusers.d/memferry.conf')
 [ -z "$extra" ] || { echo "installed, but nobody asked for it: $extra"; missing=1; }
 [ "$missing" = 0 ]
 

@@ -75,6 +75,7 @@ FOREIGN = [
     ("rdma/rdma_*", ["transport/verbs/*"], "go through transport/transport.h"),
     ("rdma/*", ["transport/fabric/*"], "go through transport/transport.h"),
     ("hwloc*", ["engine/base/*"], "ask engine/base for a placement"),
+    ("seccomp.h", ["engine/base/*"], "go through base/privilege.h"),
     ("linux/kvm.h", ["tracker/kvm*", "hv-adapters/kvm/*"], "go through the adapter or the tracker"),
     ("linux/userfaultfd.h", ["tracker/*"], "go through tracker/tracker.h or tracker/pager.h"),
     ("*.pb-c.h", ["engine/wire/*"], "go through the functions of engine/wire"),

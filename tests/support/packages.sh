@@ -3,7 +3,7 @@
 
 # Same names in Debian 12 and 13.
 needed=(gcc libc6-dev cmake ninja-build pkg-config python3 libcmocka-dev libfabric-dev libjansson-dev
-	libprotobuf-c-dev protobuf-c-compiler libssl-dev libxxhash-dev libibverbs-dev librdmacm-dev libhwloc-dev
+	libprotobuf-c-dev protobuf-c-compiler libssl-dev libxxhash-dev libibverbs-dev librdmacm-dev libhwloc-dev libseccomp-dev
 	openssl qemu-system-x86 iproute2 gnuplot-nox)
 
 # Networks fail for moments: three tries.

@@ -915,9 +915,9 @@ static void userfaultfd_is_made_found_and_closed(void **state)
 	assert_true(fcntl(fd, F_GETFL) & O_NONBLOCK);
 	assert_int_equal(attach_find_userfaultfds(t.pid, found, 4, NULL), 1);
 	assert_int_equal(found[0], remote);
-	assert_int_equal(attach_get_fd(t.pid, remote, &dup, &err), 0);
+	assert_int_equal(attach_get_userfaultfd(t.pid, remote, &dup, &err), 0);
 	(void)close(dup);
-	assert_int_equal(attach_get_fd(t.pid, 1000, &dup, &err), -EBADF);
+	assert_int_equal(attach_get_userfaultfd(t.pid, 1000, &dup, &err), -EBADF);
 	/* Anything but a userfaultfd is left alone: the number may be the target's own by now. */
 	int wrong[3] = { t.st->pipe[0], remote, 1000 };
 	attach_close_fds(t.pid, wrong, 3);

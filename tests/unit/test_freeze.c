@@ -22,7 +22,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
-#include "tracker/softdirty/freeze.h"
+#include "base/freeze.h"
 
 #define FREEZES 100
 #define SIGNALS 20000u
@@ -37,7 +37,7 @@ static struct shared *sh;
 
 struct fixture {
 	pid_t pid;
-	struct freeze *f;
+	struct base_freeze *f;
 };
 
 static void check(int code, const struct mf_error *err)
@@ -198,13 +198,13 @@ static struct fixture open_process(void (*fn)(void))
 			pause();
 	}
 	await(&sh->steps, 1000);
-	check(freeze_open(fx.pid, &fx.f, &err), &err);
+	check(base_freeze_open(fx.pid, &fx.f, &err), &err);
 	return fx;
 }
 
 static void close_process(struct fixture *fx)
 {
-	freeze_close(fx->f);
+	base_freeze_close(fx->f);
 	kill(fx->pid, SIGKILL);
 	assert_int_equal(waitpid(fx->pid, NULL, 0), fx->pid);
 	close(sh->pipe[0]);
@@ -231,7 +231,7 @@ static void freeze_often(struct fixture *fx, int times)
 	struct mf_error err = { 0 };
 	for (int i = 0; i < times; i++) {
 		uint64_t before = atomic_load(&sh->steps);
-		check(freeze_run(fx->f, see_that_nothing_moves, NULL, &err), &err);
+		check(base_freeze_run(fx->f, see_that_nothing_moves, NULL, &err), &err);
 		await(&sh->steps, before + 1);
 	}
 }
@@ -279,7 +279,7 @@ static void signals_arrive(void **state)
 	assert_int_equal(pthread_create(&sender, NULL, send_signals, &fx), 0);
 	uint64_t deadline = base_deadline_ms(GIVE_UP);
 	while (atomic_load(&sh->signals) < SIGNALS && base_now_us() < deadline)
-		assert_int_equal(freeze_run(fx.f, do_nothing, NULL, &err), 7);
+		assert_int_equal(base_freeze_run(fx.f, do_nothing, NULL, &err), 7);
 	pthread_join(sender, NULL);
 	assert_int_equal(atomic_load(&sh->signals), SIGNALS);
 	assert_int_equal(atomic_load(&sh->signal_sum), SIGNALS * (SIGNALS + 1) / 2);
@@ -308,7 +308,7 @@ static void a_stopped_process_stays_stopped(void **state)
 		kill(fx.pid, SIGSTOP);
 		if (i % 2) /* else: while it is stopping */
 			await_state(fx.pid, 'T');
-		check(freeze_run(fx.f, see_that_nothing_moves, NULL, &err), &err);
+		check(base_freeze_run(fx.f, see_that_nothing_moves, NULL, &err), &err);
 		await_state(fx.pid, 'T');
 		pause_us(10000);
 		check(see_that_nothing_moves(NULL, 0, &err), &err);
@@ -332,7 +332,7 @@ static void a_dead_leader(void **state)
 	struct fixture fx = open_process(leave_a_thread);
 	await_state(fx.pid, 'Z');
 	freeze_often(&fx, 10);
-	check(freeze_run(fx.f, is_not_the_leader, &fx, &err), &err);
+	check(base_freeze_run(fx.f, is_not_the_leader, &fx, &err), &err);
 	close_process(&fx);
 }
 
@@ -352,7 +352,7 @@ static void a_debugger(void **state)
 	int status;
 	assert_int_equal(waitpid(debugger, &status, WUNTRACED), debugger);
 	assert_true(WIFSTOPPED(status));
-	assert_int_equal(freeze_run(fx.f, do_nothing, NULL, &err), -EBUSY);
+	assert_int_equal(base_freeze_run(fx.f, do_nothing, NULL, &err), -EBUSY);
 	assert_non_null(strstr(err.msg, "is tracing it"));
 	uint64_t before = atomic_load(&sh->steps);
 	await(&sh->steps, before + 1000);
@@ -376,7 +376,7 @@ static void killed_meanwhile(void **state)
 		}
 		int code;
 		do {
-			code = freeze_run(fx.f, do_nothing, NULL, &err);
+			code = base_freeze_run(fx.f, do_nothing, NULL, &err);
 		} while (code == 7);
 		assert_int_equal(code, -ESRCH);
 		assert_non_null(strstr(err.msg, "is gone"));

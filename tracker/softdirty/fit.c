@@ -8,7 +8,6 @@
  */
 #include "tracker/softdirty/fit.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <glob.h>
@@ -21,6 +20,7 @@
 
 #include "base/cleanup.h"
 #include "base/maps.h"
+#include "base/reach.h"
 #include "tracker/proc.h"
 #include "tracker/uffd.h"
 
@@ -57,24 +57,14 @@ int fit_kernel(struct mf_error *err)
 /* vhost before Linux 6.4 writes from kernel threads, which are none of the process's and cannot be stopped. */
 static int check_writers(pid_t pid, struct mf_error *err)
 {
-	char path[64], target[64];
-	DIR *dir = opendir(proc_path(path, sizeof(path), pid, "fd"));
-	if (!dir)
-		return base_error_sys(err, -errno, MF_SCOPE_SESSION, "%s cannot be listed", path);
-	const struct dirent *e;
-	bool has_vhost = false;
-	while (!has_vhost && (e = readdir(dir))) {
-		ssize_t got = readlinkat(dirfd(dir), e->d_name, target, sizeof(target) - 1);
-		if (got <= 0)
-			continue;
-		target[got] = '\0';
-		has_vhost = !strncmp(target, "/dev/vhost-", 11);
-	}
-	(void)closedir(dir);
+	int has_vhost = base_reach_has_vhost(pid);
+	if (has_vhost < 0)
+		return base_error_sys(err, has_vhost, MF_SCOPE_SESSION,
+				      "/proc/%d/fd cannot be listed", (int)pid);
 	return has_vhost ? base_error(err, -MF_EKERNEL, MF_SCOPE_SESSION,
-				      "process %d uses %s, whose writes soft-dirty tracking could "
-				      "miss",
-				      (int)pid, target)
+				      "process %d uses vhost, whose writes soft-dirty tracking "
+				      "could miss",
+				      (int)pid)
 			 : 0;
 }
 
@@ -125,9 +115,7 @@ enum place { PLACE_UNKNOWN, PLACE_TMPFS, PLACE_HUGE_TMPFS };
 /* What is mounted with that device number, as the process sees it. */
 static enum place find_mount(pid_t pid, const struct base_mapping *m)
 {
-	char path[64];
-	base_cleanup(base_fclosep) FILE *f =
-		fopen(proc_path(path, sizeof(path), pid, "mountinfo"), "re");
+	base_cleanup(base_fclosep) FILE *f = base_reach_fopen(pid, BASE_REACH_MOUNTINFO);
 	base_autofree char *line = NULL;
 	size_t cap = 0;
 	while (f && getline(&line, &cap, f) > 0) {

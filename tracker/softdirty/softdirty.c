@@ -39,9 +39,10 @@
 
 #include "base/bitmap.h"
 #include "base/cleanup.h"
+#include "base/freeze.h"
+#include "base/reach.h"
 #include "tracker/proc.h"
 #include "tracker/softdirty/fit.h"
-#include "tracker/softdirty/freeze.h"
 
 #define BASE_PAGE UINT64_C(4096)
 /* Entries read at once, 128 KiB of them: they stay in a core's cache.  A multiple of a bitmap's word. */
@@ -62,7 +63,7 @@ struct softdirty {
 	pid_t pid;
 	int pagemap_fd, clear_fd;
 	bool is_started;
-	struct freeze *freeze;
+	struct base_freeze *freeze;
 	uint32_t n_ranges;
 	struct watched *ranges;
 	uint64_t *entries;
@@ -90,7 +91,7 @@ static void close_tracker(struct trk *trk)
 	}
 	free(t->ranges);
 	free(t->entries);
-	freeze_close(t->freeze);
+	base_freeze_close(t->freeze);
 	base_closep(&t->pagemap_fd);
 	base_closep(&t->clear_fd);
 	free(t);
@@ -115,15 +116,14 @@ static int allocate(struct softdirty *t, const struct trk_params *params, struct
 
 static int open_files(struct softdirty *t, struct mf_error *err)
 {
-	char path[64];
 	t->pagemap_fd = proc_open_pagemap(t->pid, err);
 	if (t->pagemap_fd < 0)
 		return t->pagemap_fd;
-	t->clear_fd =
-		open(proc_path(path, sizeof(path), t->pid, "clear_refs"), O_WRONLY | O_CLOEXEC);
+	t->clear_fd = base_reach_open(t->pid, 0, BASE_REACH_CLEAR_REFS);
 	if (t->clear_fd < 0)
-		return base_error_sys(err, -errno, MF_SCOPE_SESSION, "%s cannot be opened", path);
-	return freeze_open(t->pid, &t->freeze, err);
+		return base_error_sys(err, t->clear_fd, MF_SCOPE_SESSION,
+				      "/proc/%d/clear_refs cannot be opened", (int)t->pid);
+	return base_freeze_open(t->pid, &t->freeze, err);
 }
 
 static int open_tracker(const struct trk_params *params, struct trk **ret_trk, struct mf_error *err)
@@ -209,15 +209,12 @@ static int write_clear(int fd)
 /* The file of a dead leader clears nothing, and says nothing: its thread has left the address space. */
 static int clear_all(const struct softdirty *t, pid_t tid, struct mf_error *err)
 {
-	char path[64];
 	int code;
 	if (tid == t->pid) {
 		code = write_clear(t->clear_fd);
 	} else {
-		(void)snprintf(path, sizeof(path), "/proc/%d/task/%d/clear_refs", (int)t->pid,
-			       (int)tid);
-		base_autofd fd = open(path, O_WRONLY | O_CLOEXEC);
-		code = fd < 0 ? -errno : write_clear(fd);
+		base_autofd fd = base_reach_open(t->pid, tid, BASE_REACH_CLEAR_REFS);
+		code = fd < 0 ? fd : write_clear(fd);
 	}
 	if (code == -ESRCH || code == -ENOENT)
 		return report_gone(t, err);
@@ -253,7 +250,7 @@ static int start(struct trk *trk, struct mf_error *err)
 	assert(!t->is_started);
 	/* New mappings read as dirty until they were cleared once.  That is done as every collect will do it, so that what
 	 * hinders one is said before a move has begun; and it says which pages are there. */
-	int code = freeze_run(t->freeze, harvest, t, err);
+	int code = base_freeze_run(t->freeze, harvest, t, err);
 	if (code < 0)
 		return base_error_prefix(err, "tracking: ") ?: code;
 	for (uint32_t i = 0; i < t->n_ranges; i++)
@@ -272,7 +269,7 @@ static int collect(struct trk *trk, uint32_t range, uint64_t first, uint64_t n, 
 	assert(first <= w->pages && n <= w->pages - first);
 	if (!n)
 		return 0;
-	int code = freeze_run(t->freeze, harvest, t, err);
+	int code = base_freeze_run(t->freeze, harvest, t, err);
 	if (code < 0)
 		return code;
 	*ret_pages += bitmap_take(w->dirty, first, n, bits, 0);

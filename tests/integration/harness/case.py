@@ -59,8 +59,11 @@ class Case(unittest.TestCase):
 
     # Guests
 
-    def qemu(self, name, **options):
+    def qemu(self, name, owner=None, **options):
+        """owner: whose the directory of its RAM is."""
         ram_directory = make_directory("/dev/shm")
+        if owner:
+            os.chown(ram_directory, owner, owner)
         self.addCleanup(shutil.rmtree, ram_directory, ignore_errors=True)
         return self.keep(Qemu(f"{name}{len(self.processes)}", self.directory, ram_directory, **options))
 

@@ -68,10 +68,11 @@ class Qemu(Process):
     """
     qmp_path is memferry's; monitor() is the test's own. The guest's serial port is standard input and output.
     directory: for the sockets; ram_directory: for the RAM files, made by the caller, one for each QEMU.
+    within: what goes before its command line.
     """
 
     def __init__(self, name, directory, ram_directory, accel="tcg", ram=(Ram(128 * MIB),), guest="", incoming=False,
-                 kernel=None, initrd=None, extra=()):
+                 kernel=None, initrd=None, extra=(), within=()):
         self.accel = accel
         self.ram = ram
         self.ram_directory = Path(ram_directory)
@@ -80,7 +81,7 @@ class Qemu(Process):
         self._monitor = None
         if not kernel and accel == "kvm" and not kvm_has_hardware():
             guest += " nap=0"
-        argv = [QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+        argv = [*within, QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
         argv += ["-accel", accel, "-m", f"{sum(r.size for r in ram) // MIB}M"]
         for i, region in enumerate(ram):
             argv += ["-object", region.backend(f"ram{i}", ram_directory)]

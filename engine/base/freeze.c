@@ -24,7 +24,7 @@
  * if we are killed.  PTRACE_O_EXITKILL is never set.  For the length of an attempt, which is bounded, a stopped
  * (SIGSTOP) owner holds up the watched process.
  */
-#include "tracker/softdirty/freeze.h"
+#include "base/freeze.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -48,6 +48,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/reach.h"
 #include "base/thread.h"
 
 enum {
@@ -74,7 +75,7 @@ struct thread {
 	int signal; /* to be delivered when it goes on */
 };
 
-struct freeze {
+struct base_freeze {
 	pid_t pid;
 	int task_fd; /* the directory /proc/PID/task */
 	atomic_int last_tracer;
@@ -85,14 +86,14 @@ struct freeze {
 	_Alignas(8) char listing[LISTING];
 };
 
-static int report_gone(const struct freeze *f, struct mf_error *err)
+static int report_gone(const struct base_freeze *f, struct mf_error *err)
 {
 	return base_error(err, -ESRCH, MF_SCOPE_SESSION,
 			  "process %d is gone, its writes cannot be collected", (int)f->pid);
 }
 
 /* State letter and tracer of a thread.  False: it is gone. */
-static bool look(const struct freeze *f, pid_t tid, char *ret_state, pid_t *ret_tracer)
+static bool look(const struct base_freeze *f, pid_t tid, char *ret_state, pid_t *ret_tracer)
 {
 	char path[32], text[1024];
 	(void)snprintf(path, sizeof(path), "%d/status", (int)tid);
@@ -109,7 +110,7 @@ static bool look(const struct freeze *f, pid_t tid, char *ret_state, pid_t *ret_
 
 /* ---- getting hold of threads ---- */
 
-static bool is_held(const struct freeze *f, pid_t tid)
+static bool is_held(const struct base_freeze *f, pid_t tid)
 {
 	for (unsigned i = 0; i < f->n; i++) {
 		if (f->threads[i].tid == tid)
@@ -118,7 +119,7 @@ static bool is_held(const struct freeze *f, pid_t tid)
 	return false;
 }
 
-static int refused(struct freeze *f, pid_t tid, int code, struct mf_error *err)
+static int refused(struct base_freeze *f, pid_t tid, int code, struct mf_error *err)
 {
 	char state = 'X';
 	pid_t tracer = 0;
@@ -144,7 +145,7 @@ static int refused(struct freeze *f, pid_t tid, int code, struct mf_error *err)
 		(int)f->pid, base_strerror(code));
 }
 
-static int hold(struct freeze *f, pid_t tid, struct mf_error *err)
+static int hold(struct base_freeze *f, pid_t tid, struct mf_error *err)
 {
 	if (is_held(f, tid))
 		return 0;
@@ -168,7 +169,7 @@ struct entry { /* struct linux_dirent64 */
 	char name[];
 };
 
-static int list(struct freeze *f, struct mf_error *err)
+static int list(struct base_freeze *f, struct mf_error *err)
 {
 	f->is_unsettled = f->has_dead_leader = false;
 	if (lseek(f->task_fd, 0, SEEK_SET) < 0)
@@ -191,7 +192,7 @@ static int list(struct freeze *f, struct mf_error *err)
 }
 
 /* All are seized before the first is stopped: the standstill begins when the listing is done. */
-static int hold_listed(struct freeze *f, struct mf_error *err)
+static int hold_listed(struct base_freeze *f, struct mf_error *err)
 {
 	unsigned before = f->n;
 	int code = list(f, err);
@@ -223,7 +224,7 @@ static void peek(struct thread *t)
 }
 
 /* A leader that exits while other threads live shows no event. */
-static void peek_closely(struct freeze *f, struct thread *t)
+static void peek_closely(struct base_freeze *f, struct thread *t)
 {
 	char state;
 	pid_t tracer;
@@ -231,7 +232,7 @@ static void peek_closely(struct freeze *f, struct thread *t)
 		t->state = DEAD;
 }
 
-static int await_all(struct freeze *f, uint64_t deadline_us, struct mf_error *err)
+static int await_all(struct base_freeze *f, uint64_t deadline_us, struct mf_error *err)
 {
 	uint64_t begun = base_now_us(), pause_us = 20;
 	for (;;) {
@@ -265,7 +266,7 @@ static int await_all(struct freeze *f, uint64_t deadline_us, struct mf_error *er
 /* ---- all together ---- */
 
 /* The leader is listed first and so held first, if it can be.  0: all are dead. */
-static pid_t pick_living(const struct freeze *f)
+static pid_t pick_living(const struct base_freeze *f)
 {
 	for (unsigned i = 0; i < f->n; i++) {
 		if (f->threads[i].state == STOPPED)
@@ -274,7 +275,7 @@ static pid_t pick_living(const struct freeze *f)
 	return 0;
 }
 
-static int hold_all(struct freeze *f, struct mf_error *err)
+static int hold_all(struct base_freeze *f, struct mf_error *err)
 {
 	uint64_t deadline_us = base_deadline_ms(ATTEMPT_MS);
 	for (;;) {
@@ -297,7 +298,7 @@ static int hold_all(struct freeze *f, struct mf_error *err)
 	}
 }
 
-static void let_go(struct freeze *f)
+static void let_go(struct base_freeze *f)
 {
 	for (unsigned i = 0; i < f->n; i++) {
 		struct thread *t = &f->threads[i];
@@ -309,8 +310,8 @@ static void let_go(struct freeze *f)
 }
 
 struct attempt {
-	struct freeze *f;
-	int (*fn)(void *ctx, pid_t tid, struct mf_error *err);
+	struct base_freeze *f;
+	base_frozen_fn fn;
 	void *ctx;
 	int code;
 	bool is_held;
@@ -341,9 +342,11 @@ static int start_thread(pthread_t *ret, struct attempt *a)
 	return base_thread_start(ret, &all, run_attempt, a);
 }
 
-int freeze_run(struct freeze *f, int (*fn)(void *ctx, pid_t tid, struct mf_error *err), void *ctx,
-	       struct mf_error *err)
+int base_freeze_run(struct base_freeze *f, base_frozen_fn fn, void *ctx, struct mf_error *err)
 {
+	const struct base_reach *helper = base_reach_helper(f->pid);
+	if (helper)
+		return helper->freeze(f->pid, fn, ctx, err);
 	uint64_t deadline_us = base_deadline_ms(TOTAL_MS);
 	for (;;) {
 		struct attempt a = { .f = f, .fn = fn, .ctx = ctx };
@@ -362,25 +365,30 @@ int freeze_run(struct freeze *f, int (*fn)(void *ctx, pid_t tid, struct mf_error
 	}
 }
 
-int freeze_open(pid_t pid, struct freeze **ret, struct mf_error *err)
+int base_freeze_open(pid_t pid, struct base_freeze **ret, struct mf_error *err)
 {
 	char path[64];
 	(void)snprintf(path, sizeof(path), "/proc/%d/task", (int)pid);
-	struct freeze *f = calloc(1, sizeof(*f));
+	struct base_freeze *f = calloc(1, sizeof(*f));
 	if (!f)
 		return base_error_sys(err, -ENOMEM, MF_SCOPE_SESSION, "no memory for the tracker");
 	f->pid = pid;
+	f->task_fd = -1;
+	if (base_reach_helper(pid)) {
+		*ret = f;
+		return 0;
+	}
 	f->task_fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (f->task_fd < 0) {
 		int code = -errno;
-		freeze_close(f);
+		base_freeze_close(f);
 		return base_error_sys(err, code, MF_SCOPE_SESSION, "%s cannot be opened", path);
 	}
 	*ret = f;
 	return 0;
 }
 
-void freeze_close(struct freeze *f)
+void base_freeze_close(struct base_freeze *f)
 {
 	if (!f)
 		return;
