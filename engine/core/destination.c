@@ -484,8 +484,9 @@ static bool say_done(struct mf_session *s)
 		body.bytes_read = rep->bytes_read;
 	}
 	/* The guest is whole: whether the source hears it changes nothing here.  But it may be in doubt. */
-	if (s->channel && eng_send(s, &msg, NULL) == 0 &&
-	    eng_expect(s, WIRE_BODY(BYE), base_deadline_ms(5000), &bye, NULL) == 0) {
+	if (s->channel && eng_send(s, &msg, NULL) < 0)
+		eng_hang_up(s); /* it would wait as long as we are there */
+	if (s->channel && eng_expect(s, WIRE_BODY(BYE), base_deadline_ms(5000), &bye, NULL) == 0) {
 		wire_msg_free(bye);
 		return true;
 	}
