@@ -192,10 +192,10 @@ static bool hear(struct worker *w, uint64_t deadline_us)
 	} else {
 		take_message(w, msg);
 	}
+	json_decref(msg); /* under the lock: whoever takes the order counts references, too */
 	bool over = w->over;
 	(void)pthread_cond_signal(&w->changed);
 	(void)pthread_mutex_unlock(&w->lock);
-	json_decref(msg);
 	return !over;
 }
 

@@ -273,8 +273,8 @@ static int wait_for_switchover(struct mf_session *s, wire_msg **ret, struct mf_e
 
 /* ---- switchover ---- */
 
-static int take_bitmap(struct mf_session *s, const Mf__Wire__Bitmap *b, uint64_t *left,
-		       struct mf_error *err)
+int eng_take_bitmap(struct mf_session *s, const Mf__Wire__Bitmap *b, uint64_t *left,
+		    struct mf_error *err)
 {
 	struct eng_region *r = b->region < s->memory.n ? &s->memory.region[b->region] : NULL;
 	uint64_t at = b->first;
@@ -314,7 +314,7 @@ static int take_lists(struct mf_session *s, uint64_t missing, bool verify, struc
 		if (r < 0)
 			return r;
 		if (msg->body_case == WIRE_BODY(BITMAP) && missing)
-			r = take_bitmap(s, msg->bitmap, &missing, err);
+			r = eng_take_bitmap(s, msg->bitmap, &missing, err);
 		else if (msg->body_case == WIRE_BODY(HASHES) && hashes)
 			r = eng_verify_receive(s, msg->hashes, &hashes, err);
 		else
@@ -489,8 +489,9 @@ static bool say_done(struct mf_session *s)
 		body.bytes_read = rep->bytes_read;
 	}
 	/* The guest is whole: whether the source hears it changes nothing here.  But it may be in doubt. */
-	if (s->channel && eng_send(s, &msg, NULL) == 0 &&
-	    eng_expect(s, WIRE_BODY(BYE), base_deadline_ms(5000), &bye, NULL) == 0) {
+	if (s->channel && eng_send(s, &msg, NULL) < 0)
+		eng_hang_up(s); /* it would wait as long as we are there */
+	if (s->channel && eng_expect(s, WIRE_BODY(BYE), base_deadline_ms(5000), &bye, NULL) == 0) {
 		wire_msg_free(bye);
 		return true;
 	}

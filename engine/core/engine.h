@@ -424,6 +424,9 @@ void eng_name_session(struct mf_session *s, const char *name);
 /* source.c, destination.c: one side's whole run.  0, or the failure that ended it. */
 int eng_source_run(struct mf_session *s, struct mf_error *err);
 int eng_destination_run(struct mf_session *s, struct mf_error *err);
+/* Marks the pages that are named in todo; no more than *left, which is how many are still to be named. */
+int eng_take_bitmap(struct mf_session *s, const Mf__Wire__Bitmap *b, uint64_t *left,
+		    struct mf_error *err);
 
 /* memory.c */
 int eng_memory_map(struct mf_session *s, struct mf_error *err);

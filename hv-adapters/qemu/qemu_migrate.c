@@ -38,6 +38,7 @@ enum {
 	PUMP_BYTES = 256 << 10,
 	HEAD_MAX = 1 << 30, /* private RAM of a guest: its video memory and ROMs */
 	SETTLE_MS = 10000,
+	NUDGE_MS = 100,
 	QUIT_MS = 10000,
 };
 
@@ -495,15 +496,25 @@ int qemu_take_over(struct qemu *hv, bool ran, bool *ret_runs, struct mf_error *e
 
 /* ---- back ---- */
 
-/* Waits until QEMU's migration has come to an end of whatever kind. */
+/* Waits until QEMU's migration has come to an end of whatever kind.  One that is cancelled while QEMU stops the guest waits
+ * for migrate-continue all the same, for ever (seen with 7.2): it is told again and again, as it forgets what it was told
+ * before it waits. */
 static int settle(struct qemu *hv, char *status, size_t cap, struct mf_error *err)
 {
 	uint64_t deadline = base_deadline_ms(SETTLE_MS);
 	for (;;) {
+		struct mf_error late = { 0 };
 		int r = qemu_migration_status(hv, status, cap, NULL, 0, err);
 		if (r < 0 || is_final(status) || strcmp(status, "none") == 0)
 			return r;
-		r = wait_event(hv, deadline, err);
+		if (strcmp(status, "cancelling") == 0)
+			(void)qemu_command(hv, "migrate-continue",
+					   json_pack("{s:s}", "state", status), NULL, NULL);
+		r = wait_event(hv, base_deadline_ms(NUDGE_MS), &late);
+		if (r == -ETIMEDOUT && base_now_us() < deadline)
+			continue;
+		if (r < 0 && err)
+			*err = late;
 		if (r < 0)
 			return r;
 	}

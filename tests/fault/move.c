@@ -269,7 +269,9 @@ static void start_side(struct side *f, uint16_t port)
 		.verify = m->verify,
 		.transport = m->device_paths || m->inner ? "auto" : "tcp",
 		.lanes = m->lanes,
-		.connect_timeout_ms = 5000,
+		/* Long for hosts that do other things besides. */
+		.connect_timeout_ms = 20000,
+		.lane_timeout_ms = 10000,
 		.peer_timeout_ms = timeout_ms,
 		.insecure = !psk,
 		.psk = psk,

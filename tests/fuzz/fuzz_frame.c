@@ -25,8 +25,31 @@ static void init_memory(struct mf_session *s)
 		r->pages = PAGES << i;
 		r->desc.page_size = PAGE;
 		r->desc.size = r->pages * PAGE;
+		r->todo = calloc(bitmap_words(r->pages), sizeof(*r->todo));
+		assert(r->todo);
 		s->memory.bytes += r->desc.size;
 	}
+}
+
+static uint64_t count_todo(const struct mf_session *s)
+{
+	uint64_t n = 0;
+	for (uint32_t i = 0; i < REGIONS; i++)
+		n += bitmap_count(s->memory.region[i].todo, 0, s->memory.region[i].pages);
+	return n;
+}
+
+static void take_bitmap(struct mf_session *s, const Mf__Wire__Bitmap *b)
+{
+	struct mf_error err = { 0 };
+	uint64_t due = PAGES, left = due;
+	int code = eng_take_bitmap(s, b, &left, &err);
+	if (code < 0)
+		fuzz_check_error(&err, code);
+	/* A page may be named twice; none is marked that was not named. */
+	assert(left <= due && count_todo(s) <= due - left);
+	for (uint32_t i = 0; i < REGIONS; i++)
+		bitmap_clear(s->memory.region[i].todo, 0, s->memory.region[i].pages);
 }
 
 static void take_hashes(struct mf_session *s, const Mf__Wire__Hashes *h)
@@ -77,6 +100,8 @@ static void use(const wire_msg *msg)
 	static struct mf_session s;
 	if (!s.memory.n)
 		init_memory(&s);
+	if (msg->body_case == WIRE_BODY(BITMAP))
+		take_bitmap(&s, msg->bitmap);
 	if (msg->body_case == WIRE_BODY(HASHES))
 		take_hashes(&s, msg->hashes);
 	if (msg->body_case == WIRE_BODY(RAIL_OFFER))

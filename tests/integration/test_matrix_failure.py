@@ -63,6 +63,7 @@ IN_PLACE = {
     ("switchover", "pages that there are none of"): (wire.BITMAP, "postcopy"),
     ("precopy", "pieces that there are none of"): (wire.PIECES, "precopy"),
 }
+DISKS = "disk", "disk_there"
 # Enough to strike: any of the first allocations of a phase. The last is more than some phases have.
 ALLOCATIONS = 1, 2, 3, 5, 8, 13
 
@@ -73,7 +74,9 @@ REASONS = {
     "cut": {"ETIMEDOUT", "EHOSTUNREACH", "peer"},
     "silent": {"ETIMEDOUT", "peer"},
     "disk": {"ENOSPC"},
+    "disk_there": {"peer"},
     "memory": {"ENOMEM", "refused", "peer"},
+    "memory_there": {"ENOMEM", "ECONNRESET", "ENOTCONN", "EPIPE", "refused", "peer"},
     "lanes": {"ECANCELED", "ECONNRESET", "ENOTCONN", "EIO", "peer"},
     "bytes": {"EBADMSG", "EPROTO", "ECONNRESET", "ENOTCONN", "EPIPE", "ECANCELED", "version", "refused", "peer"},
 }
@@ -121,10 +124,10 @@ def tearDownModule():
 
 
 class Helper(Memferry):
-    """It says what send says, and more."""
+    """It says what send or receive says, and more."""
 
-    def __init__(self, argv):
-        AnyProcess.__init__(self, "send", argv)
+    def __init__(self, name, argv):
+        AnyProcess.__init__(self, name, argv)
 
 
 class Matrix(Case):
@@ -140,11 +143,17 @@ class Matrix(Case):
     def setUp(self):
         super().setUp()
         self.addCleanup(self.hosts.mend)
-        self.source_run.mkdir(mode=0o700)
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={RUN_DIRECTORY_BYTES},mode=700", "tmpfs", self.source_run], check=True)
-        self.addCleanup(subprocess.run, ["umount", "-l", self.source_run], check=True)
+        for run in self.source_run, self.destination_run:
+            run.mkdir(mode=0o700)
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={RUN_DIRECTORY_BYTES},mode=700", "tmpfs", run], check=True)
+            self.addCleanup(subprocess.run, ["umount", "-l", run], check=True)
 
-    def start_receive(self, patience):
+    def start_receive(self, patience, *faults):
+        if faults:
+            self.receiver = self.keep(Helper("receive", [
+                *self.hosts.at_destination(), os.environ["MEMFERRY_FAULT"], "receive", f"{self.hosts.destination}:0",
+                self.destination_spec(), self.destination_run, f"peer={patience}", f"transport={options.transport}", *faults]))
+            return self.receiver.address()
         self.receiver = self.keep(Memferry(
             "receive", self.destination_run, "receive", "--listen", f"{self.hosts.destination}:0", "--guest", self.destination_spec(),
             "--insecure", "--transport", options.transport, "--peer-timeout", str(patience), within=self.hosts.at_destination()))
@@ -159,21 +168,22 @@ class Matrix(Case):
         """fault_session: what send does, with faults, and a judge of the demo guest."""
         argv = [*self.hosts.at_source(), os.environ["MEMFERRY_FAULT"], "send", address, self.source_spec(), self.source_run,
                 f"peer={patience}", f"mode={mode}", f"transport={options.transport}", "bandwidth=25165824", *args]
-        return self.keep(Helper(argv))
+        return self.keep(Helper("send", argv))
 
     # The failures
 
-    def fill_disk(self):
-        with open(self.source_run / "full", "wb", buffering=0) as file:
+    def fill_disk(self, run):
+        with open(run / "full", "wb", buffering=0) as file:
             try:
                 while file.write(b"x" * 4096):
                     pass
             except OSError:
                 pass
-        self.assertEqual(os.statvfs(self.source_run).f_bavail, 0)
+        self.assertEqual(os.statvfs(run).f_bavail, 0)
 
-    def empty_disk(self):
-        (self.source_run / "full").unlink(missing_ok=True)
+    def empty_disks(self):
+        for run in self.source_run, self.destination_run:
+            (run / "full").unlink(missing_ok=True)
 
     def strike(self, failure):
         if failure == "send":
@@ -187,7 +197,9 @@ class Matrix(Case):
         elif failure == "silent":
             self.receiver.signal(signal.SIGSTOP)
         elif failure == "disk":
-            self.fill_disk()
+            self.fill_disk(self.source_run)
+        elif failure == "disk_there":
+            self.fill_disk(self.destination_run)
 
     def run_struck(self, phase, failure):
         """The failure strikes when the phase is there. The address is one that the move goes through."""
@@ -198,10 +210,10 @@ class Matrix(Case):
         if phase == "connect":
             if failure == "send":
                 self.hosts.cut()  # so that it is on its way for a while
-            elif failure != "disk":
+            elif failure not in DISKS:
                 self.strike(failure)
             self.start_send(address, patience, mode)
-            if failure in ("send", "disk"):
+            if failure in ("send", *DISKS):
                 self.sender.event("phase", phase="connect")
                 self.strike(failure)
             return
@@ -211,7 +223,7 @@ class Matrix(Case):
             self.strike(failure)
             return
         # The sender of what is held is well, or as good as: it is the other one, or its monitor is not missed yet.
-        goes_on = failure == "disk" or (failure == "monitor" and phase != "handoff")
+        goes_on = failure in DISKS or (failure == "monitor" and phase != "handoff")
         relay = self.relay(address, LAST[phase], "wait" if goes_on else "hold")
         self.start_send(relay.address, patience, mode)
         relay.wait_met()
@@ -226,6 +238,10 @@ class Matrix(Case):
         relay = self.relay(address, kind, HOSTILE[name].hex())
         self.start_send(relay.address, PATIENT, mode)
         relay.wait_met()
+
+    def run_faulty_there(self, phase, fault):
+        address = self.start_receive(ALERT, fault)
+        self.start_send(address, PATIENT, "cold" if phase == "switchover" else "precopy")
 
     def run_faulty(self, phase, fault):
         # A receive that was not told Bye waits for questions, three times as long.
@@ -286,20 +302,24 @@ class Matrix(Case):
             self.assert_sender_stays(phase)
             self.assert_source_unharmed()
             outcome = matrix.STAYS
+        self.empty_disks()
         if outcome != matrix.MOVES:
             self.assert_receiver_ends(failure)
-        self.empty_disk()
         self.assertEqual(list(self.source_run.iterdir()), [])
         return outcome
 
     def try_cell(self, phase, failure):
         seen = set()
         self.reasons = set()
-        if failure == "memory":
+        if failure in ("memory", "memory_there"):
+            struck = False
+            run = self.run_faulty if failure == "memory" else self.run_faulty_there
             for n in self.some_of(ALLOCATIONS, phase):
                 with self.again():
-                    self.run_faulty(phase, f"alloc={phase}:{n}")
+                    run(phase, f"alloc={phase}:{n}")
                     seen.add(self.end_cell(phase, failure))
+                    struck |= self.has_struck(failure)
+            self.assertTrue(struck or not options.full, "no allocation failed")
         elif failure == "bytes":
             for name in self.some_of(HOSTILE, phase):
                 with self.subTest(name), self.again():
@@ -321,6 +341,11 @@ class Matrix(Case):
         self.assertLessEqual(self.reasons, REASONS.get(failure, set()), "it stayed, but for another reason")
         outcomes[self.guest, phase, failure] = outcome
 
+    def has_struck(self, failure):
+        """An allocation that failed; who was ended does not tell."""
+        faulty = self.sender if failure == "memory" else self.receiver
+        return any(e.get("struck") for e in faulty.events)
+
     def some_of(self, all_of_them, phase):
         """Without --full a few, other ones in each phase."""
         every = 1 if options.full else self.every
@@ -337,7 +362,8 @@ class _Again:
 
     def __enter__(self):
         self.kept = len(self.case.processes)
-        shutil.rmtree(self.case.destination_run, ignore_errors=True)
+        for left in self.case.destination_run.iterdir():
+            left.unlink()
 
     def __exit__(self, *failure):
         if failure[0] is None:

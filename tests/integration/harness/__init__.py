@@ -5,6 +5,6 @@ from .memferry import Memferry
 from .process import Failed, Process, await_gone, timeout
 from .relay import Relay
 from .qemu import Beat, Qemu, Ram, accelerators
-from . import wire
+from . import sanitizers, wire
 
-__all__ = ["Beat", "Case", "Failed", "Memferry", "Process", "Qemu", "Ram", "Relay", "accelerators", "await_gone", "main", "timeout", "wire"]
+__all__ = ["Beat", "Case", "Failed", "Memferry", "Process", "Qemu", "Ram", "Relay", "accelerators", "await_gone", "main", "sanitizers", "timeout", "wire"]

@@ -8,8 +8,9 @@ import tempfile
 import unittest
 from pathlib import Path
 
+from . import sanitizers
 from .memferry import Memferry
-from .process import timeout
+from .process import Failed, timeout
 from .qemu import MIB, Qemu, Ram, beats_in
 
 PREFIX = "memferry-test-"
@@ -34,6 +35,7 @@ class Case(unittest.TestCase):
     maxDiff = None
 
     def setUp(self):
+        self.addCleanup(sanitizers.check)  # the first is done last: nothing runs any more
         self.directory = make_directory("/tmp")
         self.addCleanup(shutil.rmtree, self.directory, ignore_errors=True)
         self.processes = []
@@ -160,8 +162,13 @@ def main():
             sys.exit(f"{needed} is not set: run this by ctest, or set MEMFERRY and MEMFERRY_GUEST to what was built")
     for directory in ("/tmp", "/dev/shm"):
         _sweep(directory)
+    sanitizers.collect(make_directory("/tmp"))
     program = unittest.main(module="__main__", exit=False, verbosity=2, argv=sys.argv)
     result = program.result
+    try:
+        sanitizers.check()  # of who came late, and of tests that are no Case
+    except Failed as failure:
+        sys.exit(failure)
     for test, reason in result.skipped:
         print(f"SKIP: {test.id().removeprefix('__main__.')}: {reason}", flush=True)
     if not result.wasSuccessful():
