@@ -254,9 +254,10 @@ enum eng_record {
 };
 struct eng_record_entry {
 	enum eng_record what;
-	bool postcopy; /* pages were missing when the guest was handed over */
-	bool ran;      /* the guest, before it was paused: it is to run again */
-	int pid;       /* the guest's process */
+	bool postcopy;           /* pages were missing when the guest was handed over */
+	bool ran;                /* the guest, before it was paused: it is to run again */
+	enum mf_sealing sealing; /* of its pages so far: the rest is sealed no less */
+	int pid;                 /* the guest's process */
 };
 
 struct mf_session {
@@ -685,6 +686,8 @@ int eng_destination_recover(struct mf_session *s, struct mf_error *err);
 /* sealing.c */
 /* Destination: what the source asks for, by number; or -MF_EREFUSED. */
 int eng_sealing_follow(struct mf_session *s, uint32_t asked, struct mf_error *err);
+/* Of a process that takes over: what the record says, or more. */
+int eng_sealing_resume(struct mf_session *s, struct mf_error *err);
 /* Source: that the destination does. */
 int eng_sealing_confirm(const struct mf_session *s, uint32_t agreed, struct mf_error *err);
 /* For the lanes of this connection. */

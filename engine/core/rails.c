@@ -159,6 +159,8 @@ void eng_rails_close(struct mf_session *s)
 	}
 	eng_lanes_free(s);
 	s->n_rails = 0;
+	/* The next connection has another key. */
+	explicit_bzero(s->seal.key, sizeof(s->seal.key));
 }
 
 /* ---- connecting ---- */

@@ -103,11 +103,12 @@ static void say(struct mf_session *s, enum eng_record what, bool postcopy, char 
 {
 	(void)snprintf(text, TEXT_MAX,
 		       "{\"version\":3,\"session\":\"%s\",\"side\":\"%s\",\"state\":\"%s\","
-		       "\"postcopy\":%s,\"ran\":%s,\"pid\":%d,\"peer\":\"%s\",\"time\":%lld}\n",
+		       "\"postcopy\":%s,\"ran\":%s,\"sealing\":%d,\"pid\":%d,\"peer\":\"%s\","
+		       "\"time\":%lld}\n",
 		       s->report.session, side_name(s->params.side), names[what],
 		       postcopy ? "true" : "false", eng_guest_ran(s) ? "true" : "false",
-		       s->guest.pid ? (int)s->guest.pid : s->record.pid, s->peer_name,
-		       (long long)time(NULL));
+		       (int)s->report.sealing, s->guest.pid ? (int)s->guest.pid : s->record.pid,
+		       s->peer_name, (long long)time(NULL));
 }
 
 /* A promise that may not stay must not be found later, but what was promised before must.  What follows a promise only
@@ -161,7 +162,7 @@ int eng_record_write(struct mf_session *s, enum eng_record what, bool postcopy,
 int eng_record_parse(const char *path, const char *session, enum mf_side side,
 		     struct eng_record_entry *ret)
 {
-	char text[512], of[MF_SESSION_NAME_MAX], at[16], state[16], postcopy[8], ran[8];
+	char text[512], of[MF_SESSION_NAME_MAX], at[16], state[16], postcopy[8], ran[8], sealing[2];
 	base_autofd fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
 		return -errno;
@@ -171,8 +172,8 @@ int eng_record_parse(const char *path, const char *session, enum mf_side side,
 	if (sscanf(text,
 		   "{\"version\":3,\"session\":\"%39[0-9a-f]\",\"side\":\"%15[a-z]\",\"state\":\"%"
 		   "15[a-z]\","
-		   "\"postcopy\":%7[a-z],\"ran\":%7[a-z],\"pid\":%d,",
-		   of, at, state, postcopy, ran, &ret->pid) == 6 &&
+		   "\"postcopy\":%7[a-z],\"ran\":%7[a-z],\"sealing\":%1[0-2],\"pid\":%d,",
+		   of, at, state, postcopy, ran, sealing, &ret->pid) == 7 &&
 	    !strcmp(of, session) && !strcmp(at, side_name(side))) {
 		for (int i = 0; i < ENG_RECORD_COUNT; i++) {
 			if (!strcmp(state, names[i]))
@@ -180,6 +181,7 @@ int eng_record_parse(const char *path, const char *session, enum mf_side side,
 		}
 		ret->postcopy = !strcmp(postcopy, "true");
 		ret->ran = !strcmp(ran, "true");
+		ret->sealing = (enum mf_sealing)(sealing[0] - '0');
 	}
 	return ret->what == ENG_RECORD_COUNT ? -EBADMSG : 0;
 }

@@ -26,16 +26,33 @@ int eng_sealing_follow(struct mf_session *s, uint32_t asked, struct mf_error *er
 		return base_error(err, -MF_EREFUSED, MF_SCOPE_SESSION,
 				  "the source seals pages in a way that this host does not know; "
 				  "install the same memferry on both");
-	if (asked < s->params.sealing)
+	/* What was agreed on before a connection, or a process, was lost. */
+	enum mf_sealing least = s->params.sealing;
+	if (s->state == ENG_RECOVER && s->report.sealing > least)
+		least = s->report.sealing;
+	if (asked < least)
 		return base_error(err, -MF_EREFUSED, MF_SCOPE_SESSION,
 				  "this host takes pages with --%s only; start send with it, too",
-				  mf_sealing_name(s->params.sealing));
+				  mf_sealing_name(least));
 	if (asked && s->params.insecure)
 		return base_error(err, -MF_EREFUSED, MF_SCOPE_SESSION,
 				  "the source wants --%s, whose keys come from a secured control "
 				  "channel; start receive with --tls-dir or --psk",
 				  mf_sealing_name((enum mf_sealing)asked));
 	s->report.sealing = (enum mf_sealing)asked;
+	return 0;
+}
+
+int eng_sealing_resume(struct mf_session *s, struct mf_error *err)
+{
+	if (s->record.sealing > s->report.sealing)
+		s->report.sealing = s->record.sealing;
+	if (s->report.sealing && s->params.insecure)
+		return base_usage_error(err,
+					"the move goes on with --%s, whose keys come from a "
+					"secured control channel; "
+					"use --tls-dir or --psk instead of --insecure",
+					mf_sealing_name(s->report.sealing));
 	return 0;
 }
 

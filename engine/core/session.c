@@ -551,6 +551,9 @@ int mf_session_create(const struct mf_session_params *given, struct mf_session *
 		r = eng_record_read(s, &s->record, err);
 		if (r < 0)
 			return r;
+		r = eng_sealing_resume(s, err);
+		if (r < 0)
+			return r;
 		s->guest_has_ended = !params->guest.ops;
 		if (s->guest_has_ended && eng_process_lives(s->record.pid))
 			return base_error(err, -MF_EREFUSED, MF_SCOPE_HOST,
@@ -648,6 +651,7 @@ void mf_session_destroy(struct mf_session *s)
 	free(s->run_dir);
 	free(s->transport);
 	free(s->tracker_name);
+	explicit_bzero(&s->seal, sizeof(s->seal));
 	eng_drive_free(&s->drive);
 	pthread_mutex_destroy(&s->progress_lock);
 	free(s);

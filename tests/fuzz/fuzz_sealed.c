@@ -6,6 +6,9 @@
  *   byte 0  1 post a write, 2 a read, 3 a flush; else a record, whose head follows:
  *           bit 7: with the right key; bit 6: with the right length; bit 5: acknowledges what we sent
  *   48 bytes of head, one byte of body (in 32 bytes)
+ *
+ * One that begins with 0xff is the peer's Hello instead, and nothing follows; bit 0 of byte 1 has our sends meet a full queue
+ * every other time.
  */
 #include <endian.h>
 #include <errno.h>
@@ -29,6 +32,10 @@ static struct {
 	struct sealed_hello ours, theirs; /* its own is `theirs` */
 	struct seal *out, *in;
 	unsigned heard;
+	const uint8_t *hello; /* the peer's own words; NULL: a right one */
+	size_t hello_len;
+	bool is_narrow; /* every other send meets a full queue */
+	unsigned tries;
 } fake;
 
 static const struct tp_seal seal = { TP_SEAL_ENCRYPT, { 4, 2 } };
@@ -79,6 +86,10 @@ static void hear(const uint8_t *bytes, size_t len)
 	if (!fake.heard++) {
 		assert(len == sizeof(fake.ours));
 		memcpy(&fake.ours, bytes, len);
+		if (fake.hello) {
+			assert(say(fake.hello, (uint32_t)fake.hello_len));
+			return;
+		}
 		fake.theirs = fake.ours;
 		fake.theirs.depth = htole32(DEPTH);
 		fake.in = key_of(1);
@@ -86,6 +97,8 @@ static void hear(const uint8_t *bytes, size_t len)
 		assert(say(&fake.theirs, sizeof(fake.theirs)));
 		return;
 	}
+	if (!fake.in)
+		return; /* we have taken its Hello; nobody could open this */
 	/* All that is sent is whole. */
 	assert(len <= sizeof(record));
 	memcpy(record, bytes, len);
@@ -99,6 +112,8 @@ static int post_send(struct tp_lane *lane, const struct tp_xfer *xfer, unsigned 
 	(void)lane;
 	if (fake.is_down)
 		return -ECANCELED;
+	if (fake.is_narrow && fake.tries++ % 2 == 0)
+		return -EAGAIN;
 	for (unsigned i = 0; i < n; i++) {
 		complete(xfer[i].cookie, false, 0, 0);
 		hear(xfer[i].local, xfer[i].len);
@@ -287,7 +302,17 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	assert(tp_mr_reg(domain, s.memory, MEMORY, TP_LOCAL, &s.local, &err) == 0);
 	assert(tp_mr_reg(domain, lent, MEMORY, TP_REMOTE_WRITE | TP_REMOTE_READ, &s.lent, &err) ==
 	       0);
-	assert(tp_connect(domain, "", token, 0, UINT64_MAX, &s.lane, &err) == 0);
+	fake.is_narrow = size > 1 && data[1] & 1;
+	if (size && data[0] == 0xff) {
+		fake.hello = data + 1;
+		fake.hello_len = size - 1 < SEALED_RECORD_MAX ? size - 1 : SEALED_RECORD_MAX;
+	}
+	int r = tp_connect(domain, "", token, 0, 1, &s.lane, &err);
+	assert(fake.hello ? r < 0 : r == 0);
+	if (r < 0) {
+		fuzz_check_error(&err, r);
+		s.size = 0;
+	}
 	while (take(&s, &what, 1) == 1) {
 		if (what >= 1 && what <= 3)
 			post(&s, what);
@@ -295,10 +320,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 			break;
 		poll_all(&s);
 	}
-	tp_lane_shutdown(s.lane);
-	poll_all(&s);
-	assert(s.done == s.posted); /* T3, whatever the peer does */
-	tp_lane_close(s.lane);
+	if (s.lane) {
+		tp_lane_shutdown(s.lane);
+		poll_all(&s);
+		assert(s.done == s.posted); /* T3, whatever the peer does */
+		tp_lane_close(s.lane);
+	}
 	tp_mr_dereg(s.local);
 	tp_mr_dereg(s.lent);
 	tp_domain_close(domain);

@@ -81,12 +81,12 @@ class Moves(Sealed):
                 self.move(mode, option)
 
     def test_killed_in_postcopy(self):
-        """Either side; what goes on has keys of its own."""
+        """Either side; what goes on has keys of its own, and is sealed whether it was told or not."""
         alert = "--peer-timeout", "2000", "--connect-timeout", "2000"
         source, destination = self.pair(ram=(Ram(96 * MIB),), guest="hot=8M rate=16M data=64M")
         guests = [f"qemu:{vm.qmp_path}" for vm in (source, destination)]
-        slow = "--encrypt", "--max-bandwidth", "6M", *alert
-        receive = self.receiver(guests[1], *slow)
+        slow = "--max-bandwidth", "6M", *alert
+        receive = self.receiver(guests[1], "--encrypt", *slow)
         address = receive.address()
         send = self.sender(address, guests[0], "--mode", "postcopy", "--encrypt", *alert)
         receive.event("running")
@@ -99,7 +99,7 @@ class Moves(Sealed):
         receive.notice("connected to")
         send.signal(signal.SIGKILL)
         send.wait()
-        send = self.sender(address, guests[0], "--encrypt", *alert, "--resume", session)
+        send = self.sender(address, guests[0], *alert, "--resume", session)
         self.assert_moved(source, destination, send, receive, verified=False)
         self.assert_sealing("encrypt", send, receive)
 

@@ -56,11 +56,12 @@ static void put(const char *suffix, const char *text)
 static void put_record(const char *side, const char *what, bool postcopy, int pid)
 {
 	char text[256], suffix[32];
-	(void)snprintf(
-		text, sizeof(text),
-		"{\"version\":3,\"session\":\"" SESSION "\",\"side\":\"%s\",\"state\":\"%s\","
-		"\"postcopy\":%s,\"ran\":true,\"pid\":%d,\"peer\":\"192.0.2.7:7741\",\"time\":1}\n",
-		side, what, postcopy ? "true" : "false", pid);
+	(void)snprintf(text, sizeof(text),
+		       "{\"version\":3,\"session\":\"" SESSION
+		       "\",\"side\":\"%s\",\"state\":\"%s\","
+		       "\"postcopy\":%s,\"ran\":true,\"sealing\":0,\"pid\":%d,\"peer\":\"192.0.2.7:"
+		       "7741\",\"time\":1}\n",
+		       side, what, postcopy ? "true" : "false", pid);
 	(void)snprintf(suffix, sizeof(suffix), "%s.record", side);
 	put(suffix, text);
 	(void)snprintf(suffix, sizeof(suffix), "%s.lock", side);

@@ -8,6 +8,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -19,9 +20,10 @@
 #include "transport/sealed/sealed.h"
 #include "transport/token.h"
 
-#define KIB  1024u
-#define MIB  (1024u * KIB)
-#define BOTH (TP_REMOTE_WRITE | TP_REMOTE_READ)
+#define KIB        1024u
+#define MIB        (1024u * KIB)
+#define BOTH       (TP_REMOTE_WRITE | TP_REMOTE_READ)
+#define SILENCE_MS 2000u
 
 /* ---- records ---- */
 
@@ -224,7 +226,8 @@ static int open_lanes(unsigned n_lanes)
 					   .depth = 16,
 					   .n_lanes = n_lanes,
 					   .bytes = 4 * MIB,
-					   .far_access = BOTH };
+					   .far_access = BOTH,
+					   .silence_ms = SILENCE_MS };
 	rig_open(&rig, &params);
 	for (uint64_t i = 0; i < 4 * MIB; i++)
 		rig.near_mem[i] = (uint8_t)(i * 31 + (i >> 12) + 1);
@@ -325,6 +328,36 @@ static void the_inner_lane_may_fail(void **state)
 	assert_int_equal(ledger.n_done, 1);
 }
 
+static void be_absent(struct tp_lane *lane, void *arg)
+{
+	(void)lane, (void)arg;
+	(void)usleep(3 * SILENCE_MS * 1000);
+}
+
+static void *keep_far_away(void *arg)
+{
+	(void)arg;
+	rig_on_far(&rig, 0, be_absent, NULL);
+	return NULL;
+}
+
+/* T12: what waits for an answer asks the lane below for a sign of life; and goes on when there is one. */
+static void silence_is_looked_into(void **state)
+{
+	pthread_t thread;
+	(void)state;
+	assert_int_equal(pthread_create(&thread, NULL, keep_far_away, NULL), 0);
+	(void)usleep(SILENCE_MS * 100);
+	uint64_t before = atomic_load(&near_plan.sends);
+	struct tp_xfer x = rig_xfer(&rig, 0, 0, 4 * KIB, 0);
+	assert_int_equal(tp_post_read(rig.lane[0], &x, 1), 1);
+	ledger_collect(&ledger, rig.lane[0], 1);
+	assert_int_equal(ledger.n_failed, 0);
+	/* The request, and a probe at least; not one for each look. */
+	assert_in_range(atomic_load(&near_plan.sends) - before, 2, 12);
+	assert_int_equal(pthread_join(thread, NULL), 0);
+}
+
 /* ---- who gets no lane ---- */
 
 static void *accept_for_a_while(void *arg)
@@ -416,6 +449,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(the_inner_lane_may_be_slow_and_short_of_room,
 						set_up, tear_down),
 		cmocka_unit_test_setup_teardown(the_inner_lane_may_fail, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(silence_is_looked_into, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(another_key_gets_no_lane, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(another_sealing_gets_no_lane, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(a_plain_lane_gets_no_lane, set_up, tear_down),

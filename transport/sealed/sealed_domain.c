@@ -48,7 +48,13 @@ static int domain_open(const struct tp_ops *ops, const struct tp_domain_params *
 	if (params->seal)
 		domain->seal = *params->seal;
 	domain->depth = params->depth < SEALED_DEPTH_MAX ? params->depth : SEALED_DEPTH_MAX;
-	(void)pthread_rwlock_init(&domain->lock, NULL);
+	domain->probe_us = (params->silence_ms ? params->silence_ms : SEALED_SILENCE_MS) * 500;
+	/* Registering goes first: lanes under load are never all out of memory at once. */
+	pthread_rwlockattr_t attr;
+	(void)pthread_rwlockattr_init(&attr);
+	(void)pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+	(void)pthread_rwlock_init(&domain->lock, &attr);
+	(void)pthread_rwlockattr_destroy(&attr);
 	int r = tp_domain_open(table->inner, &inner, &domain->inner, err);
 	if (r == 0) {
 		tp_domain_limits(domain->inner, &limits);
@@ -218,18 +224,21 @@ static int accept_lane(struct tp_listener *listener, const uint8_t token[TP_TOKE
 		       uint64_t deadline_us, struct tp_lane **ret_lane, struct mf_error *err)
 {
 	assert(to_domain(listener->domain)->seal.sealing != TP_SEAL_NONE);
-	for (;;) {
+	do {
+		struct mf_error why = { 0 };
 		struct tp_lane *inner;
 		int r = tp_accept(inner_listener(listener), token, deadline_us, &inner, err);
 		if (r < 0)
 			return r;
 		r = tp_sealed_lane_create(to_domain(listener->domain), inner, false,
-					  base_deadline_ms(TP_FINISH_MS), ret_lane, NULL);
+					  base_deadline_ms(SEALED_HELLO_MS), ret_lane, &why);
 		if (r == 0)
 			return 0;
-		if (r == -ENOMEM)
-			return base_error_sys(err, r, MF_SCOPE_LANE, "sealed lane");
-	}
+		if (why.scope != MF_SCOPE_LANE)
+			return base_error(err, r, why.scope, "%s", why.msg);
+	} while (base_now_us() < deadline_us);
+	return base_error(err, -ETIMEDOUT, MF_SCOPE_LANE,
+			  "the peer did not connect a sealed lane in time");
 }
 
 static int connect_lane(struct tp_domain *domain, const char *addr,

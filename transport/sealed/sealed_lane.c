@@ -355,6 +355,24 @@ static void take_completion(struct sealed_lane *lane, const struct tp_wc *wc)
 		fail(lane, r);
 }
 
+static bool awaits_answer(const struct sealed_lane *lane)
+{
+	return !lane->failed && lane->in_flight > lane->done.n &&
+	       lane->free_sends.n + lane->free_acks.n == SEALED_SENDS;
+}
+
+/* T12: see sealed_priv.h. */
+static void probe(struct sealed_lane *lane)
+{
+	if (!awaits_answer(lane))
+		return;
+	uint64_t now = base_now_us();
+	if (now - lane->heard_us < sealed_domain_of(&lane->base)->probe_us)
+		return;
+	lane->heard_us = now;
+	send_record(lane, (struct sealed_head){ .kind = SEALED_ACK }, NULL);
+}
+
 /* Deals with what there is, and sends what may go.  How many completions of the inner lane there were. */
 static unsigned progress(struct sealed_lane *lane)
 {
@@ -369,9 +387,16 @@ static unsigned progress(struct sealed_lane *lane)
 		push(lane);
 		if (n <= 0)
 			break;
+		/* Room that is given early keeps the peer from waiting for all of it. */
+		if (lane->taken - lane->told >= SEALED_WINDOW / 4)
+			tell(lane);
 		all += (unsigned)n;
 	}
 	tell(lane);
+	if (all)
+		lane->heard_us = base_now_us();
+	else
+		probe(lane);
 	return all;
 }
 
@@ -428,14 +453,14 @@ static int open_buffers(struct sealed_lane *lane, struct mf_error *err)
 	void *map = mmap(NULL, buffer_bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
 			 -1, 0);
 	if (map == MAP_FAILED)
-		return base_error_sys(err, -errno, MF_SCOPE_LANE, "buffers of a sealed lane");
+		return base_error_sys(err, -errno, MF_SCOPE_HOST, "buffers of a sealed lane");
 	lane->buffers = map;
 	int r = tp_mr_reg(sealed_domain_of(&lane->base)->inner, map, buffer_bytes(), TP_LOCAL,
 			  &lane->buffers_mr, err);
 	for (uint64_t i = 0; r == 0 && i < SEALED_RECEIVES; i++) {
 		r = post_receive(lane, i);
 		if (r < 0)
-			base_error_sys(err, r, MF_SCOPE_LANE, "receives of a sealed lane");
+			base_error_sys(err, r, MF_SCOPE_HOST, "receives of a sealed lane");
 	}
 	return r;
 }
@@ -453,8 +478,10 @@ static int await_message(struct sealed_lane *lane, uint64_t deadline_us, struct 
 			free_send(lane, ret->cookie);
 			continue;
 		}
-		int r = tp_lane_wait(lane->inner, deadline_us);
-		if (r < 0)
+		uint64_t soon = base_deadline_ms(1);
+		bool is_long = !is_stuck(lane) || deadline_us < soon;
+		int r = tp_lane_wait(lane->inner, is_long ? deadline_us : soon);
+		if (r < 0 && (r != -ETIMEDOUT || base_now_us() >= deadline_us))
 			return r;
 	}
 }
@@ -515,11 +542,15 @@ static int make_keys(struct sealed_lane *lane, bool connects, const struct seale
 }
 
 /* Our first record proves that we have the key. */
-static int prove(struct sealed_lane *lane)
+static int prove(struct sealed_lane *lane, uint64_t deadline_us)
 {
-	if (is_stuck(lane) || !lane->free_acks.n)
-		return -EAGAIN; /* a queue too short for two messages */
-	send_record(lane, (struct sealed_head){ .kind = SEALED_ACK }, NULL);
+	while (!lane->failed && is_stuck(lane)) {
+		if (base_now_us() >= deadline_us)
+			return -ETIMEDOUT;
+		(void)tp_lane_wait(lane->inner, base_deadline_ms(1));
+	}
+	if (!lane->failed)
+		send_record(lane, (struct sealed_head){ .kind = SEALED_ACK }, NULL);
 	return lane->failed;
 }
 
@@ -532,30 +563,14 @@ static int see_proof(struct sealed_lane *lane, uint64_t deadline_us)
 	return r < 0 ? r : post_receive(lane, wc.cookie);
 }
 
-/* Who accepts says last that it does: a connection that was made is a lane to both. */
-static int shake_hands(struct sealed_lane *lane, bool connects, uint64_t deadline_us)
-{
-	struct sealed_hello ours, theirs;
-	int r = say_hello(lane, &ours);
-	if (r == 0)
-		r = hear_hello(lane, deadline_us, &theirs);
-	if (r == 0)
-		r = make_keys(lane, connects, &ours, &theirs);
-	if (r == 0 && connects)
-		r = prove(lane);
-	if (r == 0)
-		r = see_proof(lane, deadline_us);
-	if (r == 0 && !connects)
-		r = prove(lane);
-	return r;
-}
-
 static int explain(int code, struct mf_error *err)
 {
 	switch (code) {
 	case -EBADMSG:
-		return base_error(err, -EACCES, MF_SCOPE_LANE,
-				  "the peer has another key for sealed lanes");
+		return base_error(
+			err, -EACCES, MF_SCOPE_LANE,
+			"the first record of a sealed lane did not open: it was changed on "
+			"the way, or the peer has another key");
 	case -MF_EPEER:
 		return base_error(err, -MF_EPEER, MF_SCOPE_LANE,
 				  "the peer does not speak of a sealed lane as we do; run the same "
@@ -566,6 +581,28 @@ static int explain(int code, struct mf_error *err)
 	}
 }
 
+/* Who accepts says last that it does: a connection that was made is a lane to both. */
+static int shake_hands(struct sealed_lane *lane, bool connects, uint64_t deadline_us,
+		       struct mf_error *err)
+{
+	struct sealed_hello ours, theirs;
+	int r = say_hello(lane, &ours);
+	if (r == 0)
+		r = hear_hello(lane, deadline_us, &theirs);
+	if (r < 0)
+		return explain(r, err);
+	r = make_keys(lane, connects, &ours, &theirs);
+	if (r < 0)
+		return base_error_sys(err, r, MF_SCOPE_HOST, "keys of a sealed lane");
+	if (connects)
+		r = prove(lane, deadline_us);
+	if (r == 0)
+		r = see_proof(lane, deadline_us);
+	if (r == 0 && !connects)
+		r = prove(lane, deadline_us);
+	return r < 0 ? explain(r, err) : 0;
+}
+
 int tp_sealed_lane_create(struct sealed_domain *domain, struct tp_lane *inner, bool connects,
 			  uint64_t deadline_us, struct tp_lane **ret_lane, struct mf_error *err)
 {
@@ -573,7 +610,7 @@ int tp_sealed_lane_create(struct sealed_domain *domain, struct tp_lane *inner, b
 	if (!lane) {
 		tp_lane_shutdown(inner);
 		tp_lane_close(inner);
-		return base_error_sys(err, -ENOMEM, MF_SCOPE_LANE, "sealed lane");
+		return base_error_sys(err, -ENOMEM, MF_SCOPE_HOST, "sealed lane");
 	}
 	lane->base = (struct tp_lane){ .domain = &domain->base, .id = inner->id };
 	lane->inner = inner;
@@ -581,13 +618,12 @@ int tp_sealed_lane_create(struct sealed_domain *domain, struct tp_lane *inner, b
 	lane->stuck = SEALED_SENDS;
 	int r = alloc_queues(lane);
 	if (r < 0)
-		base_error_sys(err, r, MF_SCOPE_LANE, "sealed lane");
+		base_error_sys(err, r, MF_SCOPE_HOST, "sealed lane");
 	if (r == 0)
 		r = open_buffers(lane, err);
 	if (r == 0) {
-		r = shake_hands(lane, connects, deadline_us);
-		if (r < 0)
-			r = explain(r, err);
+		lane->heard_us = base_now_us();
+		r = shake_hands(lane, connects, deadline_us, err);
 	}
 	if (r < 0) {
 		destroy(lane);
@@ -751,9 +787,13 @@ int tp_sealed_lane_wait(struct tp_lane *base, uint64_t deadline_us)
 		count(&lane->stats.waits, 1);
 		lane->slept = true;
 		/* What met a full queue is tried again, as its room is no event. */
-		uint64_t soon = base_deadline_ms(1);
-		bool is_long = lane->stuck == SEALED_SENDS || deadline_us < soon;
-		r = tp_lane_wait(lane->inner, is_long ? deadline_us : soon);
+		uint64_t until = deadline_us, soon = base_deadline_ms(1);
+		uint64_t probe_us = lane->heard_us + sealed_domain_of(&lane->base)->probe_us;
+		if (awaits_answer(lane) && probe_us < until)
+			until = probe_us;
+		if (lane->stuck != SEALED_SENDS && soon < until)
+			until = soon;
+		r = tp_lane_wait(lane->inner, until);
 	}
 }
 

@@ -14,6 +14,10 @@
  * receives posted.  Each Ack that the peer has not seen tells of a record at least that it still counts as on its way: so
  * there are no more of them than that.
  *
+ * Who waits for an answer, has nothing under way below and hears nothing for half of params.silence_ms sends an Ack that
+ * tells nothing: whether it arrives is what the lane below watches over (T12).  A peer whose owner does not run takes
+ * them until its receives are used up; then the next one stays under way, and no more are sent.
+ *
  * A lane begins with a Hello each way, in the clear; the keys come from the session's and from both Hellos, which hold
  * fresh random bytes: no two lanes have the same, and a Hello that was changed makes keys that fit nothing.  Then who
  * connected sends an Ack, who accepted opens it and sends its own: it is a lane to nobody who has not opened the other's.
@@ -32,9 +36,12 @@
 /* Bytes of the peer's or our memory in a record: fits into a core's cache, and is opened there. */
 #define SEALED_BODY (64u << 10)
 /* Records each way without an answer: 1 MiB a lane. */
-#define SEALED_WINDOW    16u
-#define SEALED_DEPTH_MAX 4096u
-#define SEALED_OP_MAX    (1ull << 30)
+#define SEALED_WINDOW     16u
+#define SEALED_DEPTH_MAX  4096u
+#define SEALED_SILENCE_MS 3000u
+/* A peer that is one says Hello at once; who does not holds up those that do. */
+#define SEALED_HELLO_MS 3000u
+#define SEALED_OP_MAX   (1ull << 30)
 
 enum sealed_kind {
 	SEALED_ACK = 1,
@@ -79,6 +86,7 @@ struct sealed_domain {
 	struct tp_domain *inner;
 	struct tp_seal seal;
 	uint32_t depth;
+	uint64_t probe_us; /* half of the silence */
 	/* Lanes that copy hold it for reading: who has it for writing has all of them out of the memory. */
 	pthread_rwlock_t lock;
 	struct sealed_mr **mr; /* n_slots */
@@ -131,6 +139,7 @@ struct sealed_lane {
 	uint64_t sent, peer_acked; /* records of ours, but Acks */
 	uint64_t taken, told;      /* of the peer's; `told` is what it knows */
 	struct sealed_fifo free_sends, free_acks;
+	uint64_t heard_us;         /* something, or asked for a sign */
 	uint32_t stuck, stuck_len; /* a buffer whose send met a full queue; SEALED_SENDS: none */
 	struct tp_lane_stats stats;
 };
@@ -145,7 +154,7 @@ uint8_t *tp_sealed_memory(const struct sealed_domain *domain, uint64_t key, uint
 			  uint64_t len, uint32_t access);
 
 /* sealed_lane.c */
-/* Takes inner, also on failure; shakes hands with the peer. */
+/* Takes inner, also on failure; shakes hands with the peer.  What is the peer's fault has the scope of a lane. */
 int tp_sealed_lane_create(struct sealed_domain *domain, struct tp_lane *inner, bool connects,
 			  uint64_t deadline_us, struct tp_lane **ret_lane, struct mf_error *err);
 void tp_sealed_lane_shutdown(struct tp_lane *lane);
