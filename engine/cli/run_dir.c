@@ -34,13 +34,14 @@ static int choose_path(const char *option, char *ret, size_t cap, struct mf_erro
 	return 0;
 }
 
-static int check_trust(const char *path, int fd, struct mf_error *err)
+/* Root may look at what another user's moves do, and end them. */
+static int check_trust(const char *path, int fd, bool create, struct mf_error *err)
 {
 	struct stat st;
 
 	if (fstat(fd, &st))
 		return base_error_sys(err, -errno, MF_SCOPE_HOST, "run directory %s", path);
-	if (st.st_uid != geteuid())
+	if (st.st_uid != geteuid() && (geteuid() || create))
 		return base_error(err, -EPERM, MF_SCOPE_HOST,
 				  "run directory %s: belongs to user %u; name one of your own with "
 				  "--run-dir",
@@ -68,7 +69,7 @@ int cli_run_dir_open(const char *option, bool create, struct cli_run_dir *ret, s
 		return 0;
 	if (fd < 0)
 		return base_error_sys(err, -errno, MF_SCOPE_HOST, "run directory %s", ret->path);
-	r = check_trust(ret->path, fd, err);
+	r = check_trust(ret->path, fd, create, err);
 	if (r)
 		return r;
 	ret->fd = base_take_fd(&fd);

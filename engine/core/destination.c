@@ -604,9 +604,21 @@ static int take_over(struct mf_session *s, struct plan *plan, struct mf_error *e
 static int give_up_for_good(struct mf_session *s, struct mf_error *err)
 {
 	bool runs = false;
-	int r = 0;
-	bool is_here = s->record.what == ENG_RECORD_READY && !s->guest_has_ended &&
-		       eng_guest_describe(s, NULL) == 0 && eng_guest_take_over(s, &runs, NULL) == 0;
+	bool is_here = s->record.what == ENG_RECORD_READY && !s->guest_has_ended;
+	int r = is_here ? eng_guest_describe(s, err) : 0;
+	if (is_here && r == 0)
+		r = eng_guest_take_over(s, &runs, err);
+	/* One that lives and was not looked at may run: the source is told nothing. */
+	if (r < 0 && eng_process_lives(s->record.pid)) {
+		eng_set_state(s, ENG_PAUSED);
+		return r;
+	}
+	if (r < 0) {
+		is_here = false;
+		r = 0;
+		if (err)
+			*err = (struct mf_error){ 0 };
+	}
 	if (is_here && runs)
 		r = base_error(
 			err, -MF_EREFUSED, MF_SCOPE_HOST,

@@ -391,7 +391,10 @@ static int ask_what_became(struct mf_session *s, bool is_taken, bool runs, int c
 	(void)eng_ask_peer(s, base_deadline_ms(s->params.connect_timeout_ms), &answer);
 	bool is_over = runs ? answer.state == MF__WIRE__ANSWER__STATE__ABORTED
 			    : answer.state == MF__WIRE__ANSWER__STATE__COMPLETE;
-	if (!is_over) {
+	/* A guest that is there and was not taken must not be forgotten: nobody would know that it must not run. */
+	bool is_left =
+		!runs && !is_taken && !s->guest_has_ended && eng_process_lives(s->record.pid);
+	if (!is_over || is_left) {
 		eng_hang_up(s);
 		eng_set_state(s, ENG_IN_DOUBT);
 		if (!runs)
@@ -400,6 +403,8 @@ static int ask_what_became(struct mf_session *s, bool is_taken, bool runs, int c
 				  "the guest runs here: somebody resumed it after the hand-off was "
 				  "committed; it may run at the destination, too: look there");
 	}
+	if (is_taken && !runs)
+		eng_guest_finish(s);
 	eng_record_remove(s);
 	(void)eng_send_plain(s, WIRE_BODY(BYE), NULL);
 	if (err)

@@ -98,10 +98,14 @@ static int ask_for_fd(struct helper_request *q, int *ret_fd, int *ret_remote, st
 
 	if (rc < 0)
 		return rc;
-	if (fd < 0)
+	if (fd < 0) {
+		pid_t pid = q->pid;
+		if (ret_remote)
+			attach_close_fds(pid, &a.value, 1);
 		return base_error(err, -EMFILE, MF_SCOPE_SESSION,
 				  "a descriptor of process %d did not arrive: raise ulimit -n",
-				  (int)q->pid);
+				  (int)pid);
+	}
 	*ret_fd = base_take_fd(&fd);
 	if (ret_remote)
 		*ret_remote = a.value;

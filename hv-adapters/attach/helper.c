@@ -37,6 +37,7 @@ enum {
 struct mf_attach {
 	pid_t pid, target;
 	int socket; /* -1: it broke off */
+	int gone;   /* why */
 	pthread_mutex_t lock;
 };
 
@@ -83,6 +84,12 @@ bool helper_is_used(pid_t pid)
 static int say_gone(struct mf_attach *h, int code, struct mf_error *err)
 {
 	base_closep(&h->socket); /* an answer that comes late must not be taken for another's */
+	/* One that hangs may hold the target; the kernel lets go for it.  Not reaped yet, so it is nobody else. */
+	if (code != -EPIPE)
+		(void)kill(h->pid, SIGKILL);
+	if (!h->gone)
+		h->gone = code;
+	code = h->gone;
 	if (code == -EPIPE)
 		return base_error(
 			err, code, MF_SCOPE_SESSION,
@@ -99,7 +106,7 @@ static int exchange(struct mf_attach *h, const struct helper_request *request,
 		    struct helper_reply *reply, int *ret_fd, uint64_t ms, struct mf_error *err)
 {
 	int fd = -1;
-	int r = h->socket < 0 ? -EPIPE : helper_send(h->socket, request, sizeof(*request), -1);
+	int r = h->socket < 0 ? h->gone : helper_send(h->socket, request, sizeof(*request), -1);
 
 	if (r == 0)
 		r = helper_receive(h->socket, reply, sizeof(*reply), &fd, base_deadline_ms(ms));

@@ -57,7 +57,8 @@ int helper_receive(int sock, void *message, size_t len, int *ret_fd, uint64_t de
 		.msg_iov = &part,
 		.msg_iovlen = 1,
 		.msg_control = &rights,
-		.msg_controllen = sizeof(rights),
+		/* Room for one: others are closed by the kernel. */
+		.msg_controllen = CMSG_LEN(sizeof(int)),
 	};
 	struct pollfd wait = { .fd = sock, .events = POLLIN };
 	ssize_t got;

@@ -84,8 +84,14 @@ static int close_leftovers(struct qemu *hv, struct mf_error *err)
 	if (n > 0) {
 		base_debug("qemu: closing %d userfaultfds left behind", n);
 		attach_close_fds(hv->pid, remote, (unsigned)n);
+		n = attach_find_userfaultfds(hv->pid, remote, QEMU_UFFDS_MAX, err);
 	}
-	return n < 0 ? n : 0;
+	if (n > 0)
+		return base_error(
+			err, -EAGAIN, MF_SCOPE_HOST,
+			"QEMU (pid %d): %d userfaultfds of a move before could not be closed",
+			(int)hv->pid, n);
+	return n;
 }
 
 /*
@@ -338,7 +344,16 @@ pid_t hv_qemu_pid(const void *p)
 int hv_qemu_bring_back(void *p, struct mf_error *err)
 {
 	struct qemu *hv = p;
-	const struct qemu_undo *undo = hv->undo;
+	/* Written by a process that had less privilege: its bounds are looked at. */
+	static struct qemu_undo copy;
+	struct qemu_undo *undo = &copy;
+	*undo = *hv->undo;
+	hv->undo = undo;
+	if (undo->n_old_caps > QEMU_CAPABILITIES_MAX)
+		undo->n_old_caps = 0;
+	for (unsigned i = 0; i < undo->n_old_caps; i++)
+		undo->old_caps[i].name[sizeof(undo->old_caps[i].name) - 1] = '\0';
+	undo->old_params[sizeof(undo->old_params) - 1] = '\0';
 	bool is_begun = undo->is_prepared || undo->is_held || undo->move != QEMU_MOVE_NONE;
 	if (hv->side != MF_SOURCE || undo->is_committed || !is_begun)
 		return 0;

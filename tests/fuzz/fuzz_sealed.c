@@ -87,14 +87,14 @@ static void hear(const uint8_t *bytes, size_t len)
 		assert(len == sizeof(fake.ours));
 		memcpy(&fake.ours, bytes, len);
 		if (fake.hello) {
-			assert(say(fake.hello, (uint32_t)fake.hello_len));
+			(void)say(fake.hello, (uint32_t)fake.hello_len);
 			return;
 		}
 		fake.theirs = fake.ours;
 		fake.theirs.depth = htole32(DEPTH);
 		fake.in = key_of(1);
 		fake.out = key_of(0);
-		assert(say(&fake.theirs, sizeof(fake.theirs)));
+		(void)say(&fake.theirs, sizeof(fake.theirs));
 		return;
 	}
 	if (!fake.in)
@@ -104,7 +104,7 @@ static void hear(const uint8_t *bytes, size_t len)
 	memcpy(record, bytes, len);
 	assert(seal_open(fake.in, record, len) == 0);
 	if (fake.heard == 2)
-		assert(say_record(&(struct sealed_head){ .kind = SEALED_ACK }, NULL, 0));
+		(void)say_record(&(struct sealed_head){ .kind = SEALED_ACK }, NULL, 0);
 }
 
 static int post_send(struct tp_lane *lane, const struct tp_xfer *xfer, unsigned n)

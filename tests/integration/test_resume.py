@@ -13,7 +13,7 @@ import signal
 import time
 from pathlib import Path
 
-from harness import Memferry, main, timeout, wire
+from harness import Memferry, await_gone, main, timeout, wire
 from harness.hosts import TwoHosts
 from harness.resumed import ALERT, GUEST, SLOW, Resumed
 
@@ -141,6 +141,40 @@ class Resume(Resumed):
         if was_ready:
             self.assertEqual(receive.wait(), 1, receive.transcript())
             self.assertEqual(receive.report["outcome"], "aborted")
+
+    def test_another_guest_than_the_one_that_is_ready(self):
+        """What became of that one nobody has looked at: the source is not told that it may run its own."""
+        self.start_by_relay(wire.COMMIT, "wait", "--mode", "precopy")
+        self.end(self.receiver)
+        guardian = self.sender.guardian()
+        self.end(self.sender)
+        await_gone(guardian)
+        right, self.destination = self.destination, self.qemu("other", incoming=True, **GUEST)
+        self.destination.monitor()
+        self.assertEqual(self.resume_receive().wait(), 4, self.receiver.transcript())
+        record = self.destination_run / f"{self.session}.destination.record"
+        self.assertEqual(json.loads(record.read_text())["state"], "ready")
+        self.assertEqual(self.source.status(), "postmigrate")
+        self.destination = right
+        self.resume_receive()
+        self.resume_send()
+        self.assert_aborted(self.sender)
+        self.assert_unharmed(self.source)
+
+    def test_another_guest_than_the_one_that_was_moved(self):
+        """The one that is left at the source must not be forgotten: it must not run again."""
+        self.start_held(wire.DONE, "--mode", "precopy")
+        self.assertEqual(self.receiver.wait(), 0, self.receiver.transcript())
+        right, self.source = self.source, self.qemu("other", **GUEST).ready()
+        self.resume_receive()
+        self.assertEqual(self.resume_send().wait(), 4, self.sender.transcript())
+        self.assertTrue(list(self.source_run.glob("*.source.record")))
+        self.assert_unharmed(self.source)
+        self.source = right
+        self.receiver.wait()
+        self.resume_receive()
+        self.resume_send()
+        self.assert_whole()
 
     def kill_owner(self, paused):
         """Of the destination, when its record says that the guest is its own, and QEMU has not been told to run it."""

@@ -121,6 +121,8 @@ static void open_guests(struct move *m)
 {
 	for (int i = 0; i < 2; i++)
 		inside_open(&m->side[i].guest, m->memory[i]);
+	inside_write(&m->side[MF_SOURCE].guest,
+		     0); /* its thread may come late: there is something to move */
 	inside_start(&m->side[MF_SOURCE].guest);
 }
 
