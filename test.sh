@@ -7,7 +7,7 @@
 #             pure parts, clang-tidy and cppcheck over all of it (Debian 12's versions)
 #   dev       address and undefined-behaviour sanitizers: unit, conformance, fault, library, checks, and
 #             a part of the integration tests
-#   tsan      thread sanitizer: unit, conformance, fault, and that part
+#   tsan      thread sanitizer: unit, conformance, most of fault, and that part
 #   fuzz      libFuzzer with both sanitizers of dev: each parser for some seconds, from its corpus on
 #   clang     built by clang: unit, conformance
 #   other     the other Debian's compiler and libraries (12 on 13, 13 on 12), in a root of its own
