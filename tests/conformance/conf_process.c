@@ -614,18 +614,19 @@ static int open_uffd(const struct mf_adapter *guest)
 	must(guest->ops->open_userfaultfd(guest->hv, &fd, &err));
 	assert_true(fcntl(fd, F_GETFD) & FD_CLOEXEC);
 	assert_true(fcntl(fd, F_GETFL) & O_NONBLOCK);
-	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_MINOR_SHMEM };
 	assert_int_equal(ioctl(fd, UFFDIO_API, &api), 0);
 	return fd;
 }
 
+/* Also those whose bytes are on their way: a page that is being copied must not be mapped before it is whole. */
 static void watch_missing(int fd, const struct mf_adapter *guest)
 {
 	struct mf_guest desc;
 	must(guest->ops->describe(guest->hv, &desc, &err));
 	struct uffdio_register reg = {
 		.range = { desc.regions[0].hva, desc.regions[0].size },
-		.mode = UFFDIO_REGISTER_MODE_MISSING,
+		.mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR,
 	};
 	assert_int_equal(ioctl(fd, UFFDIO_REGISTER, &reg), 0);
 }
