@@ -279,9 +279,35 @@ static void *local_desc(const struct fab_lane *lane, struct tp_mr *base)
 	return fi_mr_desc(BASE_CONTAINER_OF(base, struct fab_mr, base)->fids[lane->slot]);
 }
 
-int tp_fabric_post_write(struct tp_lane *base, const struct tp_xfer *xfer, unsigned n)
+/* Gives one operation to the provider, which may move its bytes right here. */
+typedef ssize_t (*start_fn)(struct fab_lane *lane, const struct tp_xfer *xfer, struct fab_op *op);
+
+static ssize_t start_write(struct fab_lane *lane, const struct tp_xfer *x, struct fab_op *op)
 {
-	struct fab_lane *lane = to_lane(base);
+	return fi_write(lane->ep, x->local, x->len, local_desc(lane, x->mr), 0, x->remote, x->key,
+			op);
+}
+
+static ssize_t start_read(struct fab_lane *lane, const struct tp_xfer *x, struct fab_op *op)
+{
+	return fi_read(lane->ep, x->local, x->len, local_desc(lane, x->mr), 0, x->remote, x->key,
+		       op);
+}
+
+static ssize_t start_send(struct fab_lane *lane, const struct tp_xfer *x, struct fab_op *op)
+{
+	return fi_send(lane->ep, x->local, x->len, local_desc(lane, x->mr), 0, op);
+}
+
+static ssize_t start_receive(struct fab_lane *lane, const struct tp_xfer *x, struct fab_op *op)
+{
+	return fi_recv(lane->ep, x->local, x->len, local_desc(lane, x->mr), 0, op);
+}
+
+/* As T1 has it. */
+static int post(struct fab_lane *lane, struct fab_stack *free, start_fn start,
+		const struct tp_xfer *xfer, unsigned n)
+{
 	ssize_t ret = 0;
 	unsigned i;
 
@@ -289,102 +315,63 @@ int tp_fabric_post_write(struct tp_lane *base, const struct tp_xfer *xfer, unsig
 		return lane->failed;
 	for (i = 0; i < n; i++) {
 		assert(xfer[i].len <= FAB_OP_MAX);
-		if (!lane->free.n) {
+		if (!free->n) {
 			ret = -FI_EAGAIN;
 			break;
 		}
-		/* The provider may move bytes right here. */
-		struct fab_op *op = take_op(lane, &lane->free, xfer[i].cookie);
-		ret = fi_write(lane->ep, xfer[i].local, xfer[i].len, local_desc(lane, xfer[i].mr),
-			       0, xfer[i].remote, xfer[i].key, op);
+		struct fab_op *op = take_op(lane, free, xfer[i].cookie);
+		ret = start(lane, &xfer[i], op);
 		if (ret) {
 			give_back_op(lane, op);
 			break;
 		}
-		count(&lane->stats.writes, 1);
-		count(&lane->stats.signalled, 1); /* as all are: the CQ has no selective ones */
-		count(&lane->stats.bytes_written, xfer[i].len);
 	}
 	return end_batch(lane, i, ret);
+}
+
+/* Of what was accepted: how many operations, and their bytes. */
+static int count_posted(struct fab_lane *lane, uint64_t *ops, uint64_t *bytes,
+			const struct tp_xfer *xfer, int done)
+{
+	for (int i = 0; i < done; i++)
+		count(bytes, xfer[i].len);
+	if (done > 0) {
+		count(ops, (unsigned)done);
+		count(&lane->stats.signalled,
+		      (unsigned)done); /* as all are: the CQ has no selective ones */
+	}
+	return done;
+}
+
+int tp_fabric_post_write(struct tp_lane *base, const struct tp_xfer *xfer, unsigned n)
+{
+	struct fab_lane *lane = to_lane(base);
+
+	return count_posted(lane, &lane->stats.writes, &lane->stats.bytes_written, xfer,
+			    post(lane, &lane->free, start_write, xfer, n));
 }
 
 int tp_fabric_post_read(struct tp_lane *base, const struct tp_xfer *xfer, unsigned n)
 {
 	struct fab_lane *lane = to_lane(base);
-	ssize_t ret = 0;
-	unsigned i;
 
-	if (lane->failed)
-		return lane->failed;
-	for (i = 0; i < n; i++) {
-		assert(xfer[i].len <= FAB_OP_MAX);
-		if (!lane->free.n) {
-			ret = -FI_EAGAIN;
-			break;
-		}
-		struct fab_op *op = take_op(lane, &lane->free, xfer[i].cookie);
-		ret = fi_read(lane->ep, xfer[i].local, xfer[i].len, local_desc(lane, xfer[i].mr), 0,
-			      xfer[i].remote, xfer[i].key, op);
-		if (ret) {
-			give_back_op(lane, op);
-			break;
-		}
-		count(&lane->stats.reads, 1);
-		count(&lane->stats.signalled, 1);
-		count(&lane->stats.bytes_read, xfer[i].len);
-	}
-	return end_batch(lane, i, ret);
+	return count_posted(lane, &lane->stats.reads, &lane->stats.bytes_read, xfer,
+			    post(lane, &lane->free, start_read, xfer, n));
 }
 
 int tp_fabric_post_send(struct tp_lane *base, const struct tp_xfer *xfer, unsigned n)
 {
 	struct fab_lane *lane = to_lane(base);
-	ssize_t ret = 0;
-	unsigned i;
 
-	if (lane->failed)
-		return lane->failed;
-	for (i = 0; i < n; i++) {
-		if (!lane->free.n) {
-			ret = -FI_EAGAIN;
-			break;
-		}
-		struct fab_op *op = take_op(lane, &lane->free, xfer[i].cookie);
-		ret = fi_send(lane->ep, xfer[i].local, xfer[i].len, local_desc(lane, xfer[i].mr), 0,
-			      op);
-		if (ret) {
-			give_back_op(lane, op);
-			break;
-		}
-		count(&lane->stats.writes, 1);
-		count(&lane->stats.signalled, 1);
-		count(&lane->stats.bytes_written, xfer[i].len);
-	}
-	return end_batch(lane, i, ret);
+	return count_posted(lane, &lane->stats.writes, &lane->stats.bytes_written, xfer,
+			    post(lane, &lane->free, start_send, xfer, n));
 }
 
 int tp_fabric_post_receive(struct tp_lane *base, const struct tp_xfer *xfer, unsigned n)
 {
 	struct fab_lane *lane = to_lane(base);
-	ssize_t ret = 0;
-	unsigned i;
 
-	if (lane->failed)
-		return lane->failed;
-	for (i = 0; i < n; i++) {
-		if (!lane->free_receives.n) {
-			ret = -FI_EAGAIN;
-			break;
-		}
-		struct fab_op *op = take_op(lane, &lane->free_receives, xfer[i].cookie);
-		ret = fi_recv(lane->ep, xfer[i].local, xfer[i].len, local_desc(lane, xfer[i].mr), 0,
-			      op);
-		if (ret) {
-			give_back_op(lane, op);
-			break;
-		}
-	}
-	return end_batch(lane, i, ret);
+	return post(lane, &lane->free_receives, start_receive, xfer, n);
 }
 
 /* fi_writemsg(), as 1.17 drops FI_DELIVERY_COMPLETE from all other calls. */
