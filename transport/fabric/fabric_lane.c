@@ -17,6 +17,7 @@
 #include "base/clock.h"
 #include "base/event.h"
 #include "transport/fabric/fabric_priv.h"
+#include "transport/stats.h"
 
 /* CQ entries taken at a time, and polls that find nothing until the EQ is looked at. */
 #define REAP_BATCH  32
@@ -30,12 +31,6 @@ static struct fab_lane *to_lane(struct tp_lane *base)
 static const struct fab_domain *domain_of(const struct fab_lane *lane)
 {
 	return BASE_CONTAINER_OF(lane->base.domain, struct fab_domain, base);
-}
-
-/* Only the owner writes; others may look at any time. */
-static void count(uint64_t *counter, uint64_t n)
-{
-	__atomic_store_n(counter, *counter + n, __ATOMIC_RELAXED);
 }
 
 /* Creation */
@@ -266,7 +261,7 @@ static void give_back_op(struct fab_lane *lane, struct fab_op *op)
 static int end_batch(struct fab_lane *lane, unsigned done, ssize_t ret)
 {
 	if (ret == -FI_EAGAIN)
-		count(&lane->stats.eagain, done == 0);
+		tp_count(&lane->stats.eagain, done == 0);
 	else if (ret)
 		fail_lane(lane, tp_fabric_code(ret));
 	return done ? (int)done : tp_fabric_code(ret);
@@ -334,11 +329,11 @@ static int count_posted(struct fab_lane *lane, uint64_t *ops, uint64_t *bytes,
 			const struct tp_xfer *xfer, int done)
 {
 	for (int i = 0; i < done; i++)
-		count(bytes, xfer[i].len);
+		tp_count(bytes, xfer[i].len);
 	if (done > 0) {
-		count(ops, (unsigned)done);
-		count(&lane->stats.signalled,
-		      (unsigned)done); /* as all are: the CQ has no selective ones */
+		tp_count(ops, (unsigned)done);
+		tp_count(&lane->stats.signalled,
+			 (unsigned)done); /* as all are: the CQ has no selective ones */
 	}
 	return done;
 }
@@ -401,8 +396,8 @@ int tp_fabric_post_flush(struct tp_lane *base, uint64_t cookie)
 		give_back_op(lane, op);
 		return end_batch(lane, 0, ret);
 	}
-	count(&lane->stats.flushes, 1);
-	count(&lane->stats.signalled, 1);
+	tp_count(&lane->stats.flushes, 1);
+	tp_count(&lane->stats.signalled, 1);
 	return 0;
 }
 
@@ -493,7 +488,7 @@ int tp_fabric_lane_poll(struct tp_lane *base, struct tp_wc *wc, unsigned n)
 	unsigned got = 0;
 
 	lane->slept = false;
-	count(&lane->stats.polls, 1);
+	tp_count(&lane->stats.polls, 1);
 	while (got < n && lane->n_kept) {
 		wc[got++] = lane->kept[lane->kept_first];
 		lane->kept_first = (lane->kept_first + 1) % lane->n_ops;
@@ -503,7 +498,7 @@ int tp_fabric_lane_poll(struct tp_lane *base, struct tp_wc *wc, unsigned n)
 		got = collect(lane, wc, n);
 	if (got) {
 		lane->quiet = 0;
-		count(found, got);
+		tp_count(found, got);
 		return (int)got;
 	}
 	if (!lane->failed && ++lane->quiet >= QUIET_POLLS) {
@@ -575,7 +570,7 @@ int tp_fabric_lane_wait(struct tp_lane *base, uint64_t deadline_us)
 		bool sleep = left && !eq_ready && may_sleep_on(lane, &lane->cq->fid);
 		struct epoll_event event[3];
 		int n = epoll_wait(lane->wait_fd, event, BASE_ARRAY_LEN(event), sleep ? left : 0);
-		count(&lane->stats.waits, sleep);
+		tp_count(&lane->stats.waits, sleep);
 		lane->slept |= sleep;
 		for (int i = 0; i < n; i++) {
 			if (event[i].data.fd == lane->wake_fd && take_wake(lane))
@@ -597,9 +592,6 @@ void tp_fabric_lane_wake(struct tp_lane *base)
 void tp_fabric_lane_stats(const struct tp_lane *base, struct tp_lane_stats *ret_stats)
 {
 	const struct fab_lane *lane = BASE_CONTAINER_OF(base, const struct fab_lane, base);
-	const uint64_t *from = (const uint64_t *)&lane->stats;
-	uint64_t *to = (uint64_t *)ret_stats;
 
-	for (size_t i = 0; i < sizeof(*ret_stats) / sizeof(uint64_t); i++)
-		to[i] = __atomic_load_n(&from[i], __ATOMIC_RELAXED);
+	tp_copy_stats(&lane->stats, ret_stats);
 }

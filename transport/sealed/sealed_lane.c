@@ -19,6 +19,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "transport/sealed/sealed_priv.h"
+#include "transport/stats.h"
 
 /* Completions of the inner lane that are taken at a time, and in one go. */
 #define REAP_BATCH  16
@@ -32,12 +33,6 @@ static_assert(sizeof(struct sealed_hello) <= SEALED_ACK_MAX, "goes out of an Ack
 static struct sealed_lane *to_lane(struct tp_lane *base)
 {
 	return BASE_CONTAINER_OF(base, struct sealed_lane, base);
-}
-
-/* Only the owner writes; others may look at any time. */
-static void count(uint64_t *counter, uint64_t n)
-{
-	__atomic_store_n(counter, *counter + n, __ATOMIC_RELAXED);
 }
 
 /* ---- queues ---- */
@@ -649,7 +644,7 @@ static int post(struct sealed_lane *lane, enum sealed_kind kind, const struct tp
 		return lane->failed;
 	unsigned room = lane->depth - lane->in_flight;
 	if (!room) {
-		count(&lane->stats.eagain, 1);
+		tp_count(&lane->stats.eagain, 1);
 		return -EAGAIN;
 	}
 	n = n < room ? n : room;
@@ -665,7 +660,7 @@ static int post(struct sealed_lane *lane, enum sealed_kind kind, const struct tp
 		fifo_put(&lane->todo, nr);
 		lane->in_flight++;
 	}
-	count(&lane->stats.signalled, n);
+	tp_count(&lane->stats.signalled, n);
 	push(lane);
 	return (int)n;
 }
@@ -683,8 +678,8 @@ int tp_sealed_post_write(struct tp_lane *base, const struct tp_xfer *xfer, unsig
 	struct sealed_lane *lane = to_lane(base);
 	int done = post(lane, SEALED_WRITE, xfer, n);
 	if (done > 0) {
-		count(&lane->stats.writes, (unsigned)done);
-		count(&lane->stats.bytes_written, bytes_of(xfer, done));
+		tp_count(&lane->stats.writes, (unsigned)done);
+		tp_count(&lane->stats.bytes_written, bytes_of(xfer, done));
 	}
 	return done;
 }
@@ -694,8 +689,8 @@ int tp_sealed_post_read(struct tp_lane *base, const struct tp_xfer *xfer, unsign
 	struct sealed_lane *lane = to_lane(base);
 	int done = post(lane, SEALED_READ, xfer, n);
 	if (done > 0) {
-		count(&lane->stats.reads, (unsigned)done);
-		count(&lane->stats.bytes_read, bytes_of(xfer, done));
+		tp_count(&lane->stats.reads, (unsigned)done);
+		tp_count(&lane->stats.bytes_read, bytes_of(xfer, done));
 	}
 	return done;
 }
@@ -707,7 +702,7 @@ int tp_sealed_post_flush(struct tp_lane *base, uint64_t cookie)
 	int done = post(lane, SEALED_FLUSH, &flush, 1);
 	if (done < 0)
 		return done;
-	count(&lane->stats.flushes, 1);
+	tp_count(&lane->stats.flushes, 1);
 	return 0;
 }
 
@@ -725,7 +720,7 @@ int tp_sealed_lane_poll(struct tp_lane *base, struct tp_wc *wc, unsigned n)
 	unsigned got = 0;
 
 	lane->slept = false;
-	count(&lane->stats.polls, 1);
+	tp_count(&lane->stats.polls, 1);
 	if (!lane->done.n)
 		(void)progress(lane);
 	for (; got < n && lane->done.n; got++) {
@@ -736,7 +731,7 @@ int tp_sealed_lane_poll(struct tp_lane *base, struct tp_wc *wc, unsigned n)
 		fifo_put(&lane->free, nr);
 		lane->in_flight--;
 	}
-	count(found, got);
+	tp_count(found, got);
 	if (got)
 		return (int)got;
 	return lane->failed && !lane->in_flight ? lane->failed : 0;
@@ -784,7 +779,7 @@ int tp_sealed_lane_wait(struct tp_lane *base, uint64_t deadline_us)
 			return 0;
 		if ((r < 0 && r != -ETIMEDOUT) || !base_left_ms(deadline_us))
 			return r < 0 ? r : -ETIMEDOUT;
-		count(&lane->stats.waits, 1);
+		tp_count(&lane->stats.waits, 1);
 		lane->slept = true;
 		/* What met a full queue is tried again, as its room is no event. */
 		uint64_t until = deadline_us, soon = base_deadline_ms(1);
@@ -800,9 +795,6 @@ int tp_sealed_lane_wait(struct tp_lane *base, uint64_t deadline_us)
 void tp_sealed_lane_stats(const struct tp_lane *base, struct tp_lane_stats *ret_stats)
 {
 	const struct sealed_lane *lane = BASE_CONTAINER_OF(base, const struct sealed_lane, base);
-	const uint64_t *from = (const uint64_t *)&lane->stats;
-	uint64_t *to = (uint64_t *)ret_stats;
 
-	for (size_t i = 0; i < sizeof(*ret_stats) / sizeof(uint64_t); i++)
-		to[i] = __atomic_load_n(&from[i], __ATOMIC_RELAXED);
+	tp_copy_stats(&lane->stats, ret_stats);
 }

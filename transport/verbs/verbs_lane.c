@@ -27,6 +27,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/event.h"
+#include "transport/stats.h"
 #include "transport/verbs/verbs_priv.h"
 
 /* Work requests chained at a time, completions taken at a time. */
@@ -50,12 +51,6 @@ static struct vrb_lane *to_lane(struct tp_lane *base)
 static struct vrb_domain *domain_of(const struct vrb_lane *lane)
 {
 	return BASE_CONTAINER_OF(lane->base.domain, struct vrb_domain, base);
-}
-
-/* Only the owner writes; others may look at any time. */
-static void count(uint64_t *counter, uint64_t n)
-{
-	__atomic_store_n(counter, *counter + n, __ATOMIC_RELAXED);
 }
 
 static struct vrb_op *op_of(const struct vrb_ring *ring, uint64_t nr)
@@ -393,7 +388,7 @@ int tp_verbs_lane_poll(struct tp_lane *base, struct tp_wc *wc, unsigned n)
 	bool slept = lane->slept;
 
 	lane->slept = false;
-	count(&lane->stats.polls, 1);
+	tp_count(&lane->stats.polls, 1);
 	if (!has_something(lane)) {
 		if (++lane->quiet >= QUIET_POLLS) {
 			lane->quiet = 0;
@@ -405,7 +400,7 @@ int tp_verbs_lane_poll(struct tp_lane *base, struct tp_wc *wc, unsigned n)
 	got = take_done(&lane->sent, false, wc, n);
 	got += take_done(&lane->received, true, wc + got, n - got);
 	lane->quiet = 0;
-	count(slept ? &lane->stats.evented : &lane->stats.polled, got);
+	tp_count(slept ? &lane->stats.evented : &lane->stats.polled, got);
 	return got ? (int)got : lane->failed;
 }
 
@@ -416,7 +411,7 @@ static unsigned room_for(struct vrb_lane *lane, unsigned n)
 {
 	uint64_t room = lane->depth - (lane->sent.posted - lane->sent.taken);
 
-	count(&lane->stats.eagain, !room);
+	tp_count(&lane->stats.eagain, !room);
 	return room < n ? (unsigned)room : n;
 }
 
@@ -435,8 +430,8 @@ static unsigned post_chain(struct vrb_lane *lane, struct ibv_send_wr *wr, unsign
 	unsigned taken = ret ? (unsigned)(bad - wr) : n, signalled = 0;
 	for (unsigned i = 0; i < taken; i++)
 		signalled += wr[i].send_flags & IBV_SEND_SIGNALED ? 1 : 0;
-	count(&lane->stats.signalled, signalled);
-	count(&lane->stats.unsignalled, taken - signalled);
+	tp_count(&lane->stats.signalled, signalled);
+	tp_count(&lane->stats.unsignalled, taken - signalled);
 	lane->sent.posted += taken;
 	if (ret)
 		tp_verbs_fail_lane(lane, -ret);
@@ -505,8 +500,8 @@ int tp_verbs_post_write(struct tp_lane *base, const struct tp_xfer *xfer, unsign
 
 	int ret = post(lane, xfer, n, IBV_WR_RDMA_WRITE, &bytes);
 	if (ret > 0) {
-		count(&lane->stats.writes, (unsigned)ret);
-		count(&lane->stats.bytes_written, bytes);
+		tp_count(&lane->stats.writes, (unsigned)ret);
+		tp_count(&lane->stats.bytes_written, bytes);
 	}
 	return ret;
 }
@@ -519,8 +514,8 @@ int tp_verbs_post_read(struct tp_lane *base, const struct tp_xfer *xfer, unsigne
 
 	int ret = post(lane, xfer, n, IBV_WR_RDMA_READ, &bytes);
 	if (ret > 0) {
-		count(&lane->stats.reads, (unsigned)ret);
-		count(&lane->stats.bytes_read, bytes);
+		tp_count(&lane->stats.reads, (unsigned)ret);
+		tp_count(&lane->stats.bytes_read, bytes);
 	}
 	return ret;
 }
@@ -547,7 +542,7 @@ int tp_verbs_post_flush(struct tp_lane *base, uint64_t cookie)
 	};
 	if (!post_chain(lane, &wr, 1, &cookie))
 		return lane->failed;
-	count(&lane->stats.flushes, 1);
+	tp_count(&lane->stats.flushes, 1);
 	return 0;
 }
 
@@ -559,8 +554,8 @@ int tp_verbs_post_send(struct tp_lane *base, const struct tp_xfer *xfer, unsigne
 
 	int ret = post(lane, xfer, n, IBV_WR_SEND, &bytes);
 	if (ret > 0) {
-		count(&lane->stats.writes, (unsigned)ret);
-		count(&lane->stats.bytes_written, bytes);
+		tp_count(&lane->stats.writes, (unsigned)ret);
+		tp_count(&lane->stats.bytes_written, bytes);
 	}
 	return ret;
 }
@@ -711,7 +706,7 @@ int tp_verbs_lane_wait(struct tp_lane *base, uint64_t deadline_us)
 			arm_cq(lane);
 			if (has_something(lane))
 				return 0;
-			count(&lane->stats.waits, 1);
+			tp_count(&lane->stats.waits, 1);
 			lane->slept = true;
 		}
 		if (await_events(lane, left))
@@ -731,9 +726,6 @@ void tp_verbs_lane_wake(struct tp_lane *base)
 void tp_verbs_lane_stats(const struct tp_lane *base, struct tp_lane_stats *ret_stats)
 {
 	const struct vrb_lane *lane = BASE_CONTAINER_OF(base, const struct vrb_lane, base);
-	const uint64_t *from = (const uint64_t *)&lane->stats;
-	uint64_t *to = (uint64_t *)ret_stats;
 
-	for (size_t i = 0; i < sizeof(*ret_stats) / sizeof(uint64_t); i++)
-		to[i] = __atomic_load_n(&from[i], __ATOMIC_RELAXED);
+	tp_copy_stats(&lane->stats, ret_stats);
 }
