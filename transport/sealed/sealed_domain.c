@@ -260,93 +260,64 @@ static int connect_lane(struct tp_domain *domain, const char *addr,
 
 /* ---- tables ---- */
 
-#define SEALED_OPS                                                                                \
-	.domain_open = domain_open, .domain_close = domain_close, .domain_limits = domain_limits, \
-	.domain_stats = domain_stats, .mr_reg = mr_reg, .mr_dereg = mr_dereg,                     \
-	.mr_remote = mr_remote, .listen = listen_at, .listener_addr = listener_addr,              \
-	.accept = accept_lane, .listener_close = listener_close, .connect = connect_lane,         \
-	.lane_shutdown = tp_sealed_lane_shutdown, .lane_close = tp_sealed_lane_close,             \
-	.post_write = tp_sealed_post_write, .post_read = tp_sealed_post_read,                     \
-	.post_flush = tp_sealed_post_flush, .lane_poll = tp_sealed_lane_poll,                     \
-	.lane_arm = tp_sealed_lane_arm, .lane_wait = tp_sealed_lane_wait,                         \
-	.lane_wake = tp_sealed_lane_wake, .lane_stats = tp_sealed_lane_stats
-
-/* Devices are found as those of the transport below, but nobody asks them about memory. */
-#define SEALED_CAPS(inner) (((inner) & ~(uint32_t)TP_CAP_PINS) | TP_CAP_TARGET_PROGRESS)
-
 void tp_sealed_init(struct tp_sealed_table *table, const struct tp_ops *inner)
 {
 	*table = (struct tp_sealed_table){
-		.ops = { .name = "sealed",
-			 .kind = inner->kind,
-			 .caps = SEALED_CAPS(inner->caps),
-			 .version = inner->version,
-			 .paths = inner->paths,
-			 SEALED_OPS },
+		.ops = {
+			.name = "sealed",
+			.kind = inner->kind,
+			/* Devices are found as those of the transport below, but nobody asks them about memory. */
+			.caps = (inner->caps & ~(uint32_t)TP_CAP_PINS) | TP_CAP_TARGET_PROGRESS,
+			.version = inner->version,
+			.domain_open = domain_open,
+			.domain_close = domain_close,
+			.domain_limits = domain_limits,
+			.domain_stats = domain_stats,
+			.paths = inner->paths,
+			.mr_reg = mr_reg,
+			.mr_dereg = mr_dereg,
+			.mr_remote = mr_remote,
+			.listen = listen_at,
+			.listener_addr = listener_addr,
+			.accept = accept_lane,
+			.listener_close = listener_close,
+			.connect = connect_lane,
+			.lane_shutdown = tp_sealed_lane_shutdown,
+			.lane_close = tp_sealed_lane_close,
+			.post_write = tp_sealed_post_write,
+			.post_read = tp_sealed_post_read,
+			.post_flush = tp_sealed_post_flush,
+			.lane_poll = tp_sealed_lane_poll,
+			.lane_arm = tp_sealed_lane_arm,
+			.lane_wait = tp_sealed_lane_wait,
+			.lane_wake = tp_sealed_lane_wake,
+			.lane_stats = tp_sealed_lane_stats,
+		},
 		.inner = inner,
 	};
 }
 
-/* The built ones, for the registry. */
+/* One for each backend that was built, in their order; never changed once it is made. */
+#define TABLES_MAX 8u
+static struct tp_sealed_table tables[TABLES_MAX];
 
-#ifdef MF_HAVE_VERBS
-extern const struct tp_ops tp_verbs_ops;
-
-static const char *verbs_version(char *buf, size_t cap)
+static void make_tables(void)
 {
-	return tp_verbs_ops.version(buf, cap);
+	const struct tp_ops *const *backends = tp_backends();
+	for (unsigned i = 0; backends[i]; i++) {
+		assert(i < TABLES_MAX);
+		tp_sealed_init(&tables[i], backends[i]);
+	}
 }
-
-static int verbs_paths(struct tp_path *ret, unsigned cap)
-{
-	return tp_verbs_ops.paths(ret, cap);
-}
-
-static const struct tp_sealed_table over_verbs = {
-	.ops = { .name = "sealed-verbs",
-		 .kind = "verbs",
-		 .caps = SEALED_CAPS(TP_CAP_BY_PATH),
-		 .version = verbs_version,
-		 .paths = verbs_paths,
-		 SEALED_OPS },
-	.inner = &tp_verbs_ops,
-};
-#endif
-
-#ifdef MF_HAVE_FABRIC
-extern const struct tp_ops tp_fabric_ops;
-
-static const char *fabric_version(char *buf, size_t cap)
-{
-	return tp_fabric_ops.version(buf, cap);
-}
-
-static int fabric_paths(struct tp_path *ret, unsigned cap)
-{
-	return tp_fabric_ops.paths(ret, cap);
-}
-
-static const struct tp_sealed_table over_fabric = {
-	.ops = { .name = "sealed-fabric",
-		 .kind = "tcp",
-		 .caps = SEALED_CAPS(0),
-		 .version = fabric_version,
-		 .paths = fabric_paths,
-		 SEALED_OPS },
-	.inner = &tp_fabric_ops,
-};
-#endif
 
 const struct tp_ops *tp_find_sealed(const char *name)
 {
+	static pthread_once_t made = PTHREAD_ONCE_INIT;
 	const struct tp_ops *inner = tp_find(name);
-#ifdef MF_HAVE_VERBS
-	if (inner == &tp_verbs_ops)
-		return &over_verbs.ops;
-#endif
-#ifdef MF_HAVE_FABRIC
-	if (inner == &tp_fabric_ops)
-		return &over_fabric.ops;
-#endif
+	(void)pthread_once(&made, make_tables);
+	for (unsigned i = 0; inner && i < TABLES_MAX; i++) {
+		if (tables[i].inner == inner)
+			return &tables[i].ops;
+	}
 	return NULL;
 }
