@@ -13,6 +13,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/pass.h"
 
 enum {
 	KILL_MS = 5000, /* a killed process is gone long before */
@@ -73,38 +74,15 @@ int channel_alive(const struct channel *ch, struct mf_error *err)
 	return 0;
 }
 
-static int take_descriptor(struct msghdr *in)
-{
-	int fd = -1;
-
-	for (struct cmsghdr *head = CMSG_FIRSTHDR(in); head; head = CMSG_NXTHDR(in, head)) {
-		if (head->cmsg_level == SOL_SOCKET && head->cmsg_type == SCM_RIGHTS)
-			memcpy(&fd, CMSG_DATA(head), sizeof(fd));
-	}
-	return fd;
-}
-
 /* One answer, whichever request it is for: 0, -EAGAIN, or what is wrong. */
 static int take_answer(struct channel *ch, struct control_message *msg, int *ret_fd,
 		       struct mf_error *err)
 {
-	struct iovec part = { msg, sizeof(*msg) };
-	union {
-		struct cmsghdr head;
-		char space[CMSG_SPACE(sizeof(int))];
-	} rights;
-	struct msghdr in = {
-		.msg_iov = &part,
-		.msg_iovlen = 1,
-		.msg_control = &rights,
-		.msg_controllen = sizeof(rights),
-	};
-	ssize_t got = recvmsg(ch->sock, &in, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-	if (got < 0 && (errno == EAGAIN || errno == EINTR))
+	ssize_t got = base_receive_fd(ch->sock, msg, sizeof(*msg), ret_fd, MSG_DONTWAIT);
+	if (got == -EAGAIN)
 		return -EAGAIN;
 	if (got <= 0)
 		return gone(ch, err);
-	*ret_fd = take_descriptor(&in);
 	if ((size_t)got < offsetof(struct control_message, bytes) || msg->len > STATE_MAX ||
 	    (size_t)got != control_size(msg))
 		return base_error(err, -EBADMSG, MF_SCOPE_SESSION,

@@ -15,6 +15,7 @@
 #include "base/bitmap.h"
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/pass.h"
 #include "base/privilege.h"
 #include "hv-adapters/process/control.h"
 #include "hv-adapters/process/writers.h"
@@ -256,23 +257,8 @@ static int obey(struct guest *g, struct control_message *msg, int *ret_fd)
 
 static int answer(const struct control_message *msg, int fd)
 {
-	struct iovec part = { (void *)msg, control_size(msg) };
-	union {
-		struct cmsghdr head;
-		char space[CMSG_SPACE(sizeof(int))];
-	} rights = { 0 };
-	struct msghdr out = { .msg_iov = &part, .msg_iovlen = 1 };
-
-	if (fd >= 0) {
-		out.msg_control = &rights;
-		out.msg_controllen = sizeof(rights.space);
-		struct cmsghdr *head = CMSG_FIRSTHDR(&out);
-		head->cmsg_level = SOL_SOCKET;
-		head->cmsg_type = SCM_RIGHTS;
-		head->cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(head), &fd, sizeof(fd));
-	}
-	return sendmsg(CONTROL_FD, &out, MSG_NOSIGNAL) < 0 ? -errno : 0;
+	ssize_t n = base_send_fd(CONTROL_FD, msg, control_size(msg), fd, 0);
+	return n < 0 ? (int)n : 0;
 }
 
 /* Ends when the adapter's end is closed: that is the one wait here without a deadline. */

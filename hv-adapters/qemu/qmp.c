@@ -13,6 +13,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/pass.h"
 #include "hv-adapters/qemu/qemu_parse.h"
 
 enum {
@@ -213,31 +214,14 @@ static int send_all(struct qmp *q, const char *text, size_t len, int fd, uint64_
 {
 	size_t sent = 0;
 	while (sent < len) {
-		union {
-			struct cmsghdr align;
-			char buf[CMSG_SPACE(sizeof(int))];
-		} control = { 0 };
-		struct iovec iov = { .iov_base = (char *)(uintptr_t)text + sent,
-				     .iov_len = len - sent };
-		struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
-		if (fd >= 0 && sent == 0) {
-			msg.msg_control = control.buf;
-			msg.msg_controllen = sizeof(control.buf);
-			struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
-			c->cmsg_level = SOL_SOCKET;
-			c->cmsg_type = SCM_RIGHTS;
-			c->cmsg_len = CMSG_LEN(sizeof(int));
-			memcpy(CMSG_DATA(c), &fd, sizeof(int));
-		}
-		ssize_t n = sendmsg(q->fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
+		ssize_t n =
+			base_send_fd(q->fd, text + sent, len - sent, sent ? -1 : fd, MSG_DONTWAIT);
 		if (n >= 0) {
 			sent += (size_t)n;
 			continue;
 		}
-		if (errno == EINTR)
-			continue;
-		if (errno != EAGAIN && errno != EWOULDBLOCK)
-			return -errno;
+		if (n != -EAGAIN && n != -EWOULDBLOCK)
+			return (int)n;
 		int r = wait_fd(q, POLLOUT, deadline_us);
 		if (r < 0)
 			return r;
