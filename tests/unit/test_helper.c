@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <poll.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -15,6 +16,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/pidfd.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
@@ -414,10 +416,12 @@ static void test_a_target_that_is_gone(void **state)
 	assert_non_null(strstr(why.msg, "memferry-attach"));
 }
 
-static pid_t helper_seen;
-static bool is_helper_gone(void)
+/* By its pidfd: a process loses its memory well before its descriptors, and its socket is what is judged here. */
+static void expect_gone(int pidfd)
 {
-	return kill(helper_seen, 0) < 0 || status_of(helper_seen, "VmSize:", 10) == UINT64_MAX;
+	struct pollfd p = { .fd = pidfd, .events = POLLIN };
+	assert_true(pidfd >= 0);
+	assert_int_equal(poll(&p, 1, GIVE_UP_MS), 1);
 }
 
 static void test_a_helper_that_is_killed(void **state)
@@ -426,12 +430,12 @@ static void test_a_helper_that_is_killed(void **state)
 	struct mf_error err = { 0 };
 	start_target(0);
 	struct mf_attach *helper = start_helper();
-	helper_seen = attach_helper_pid(helper);
+	base_autofd pidfd = pidfd_open(attach_helper_pid(helper), 0);
 	/* The worst moment: the target stands still by it. */
 	assert_int_equal(ask((struct helper_request){ .pid = target.pid, .op = HELPER_FREEZE }), 0);
-	assert_int_equal(kill(helper_seen, SIGKILL), 0);
+	assert_int_equal(kill(attach_helper_pid(helper), SIGKILL), 0);
 	expect_moving();
-	await(is_helper_gone, "the helper ends");
+	expect_gone(pidfd);
 	assert_int_equal(attach_check(target.pid, &err), -EPIPE);
 	assert_non_null(strstr(err.msg, "memferry-attach"));
 	err = (struct mf_error){ 0 };
@@ -461,10 +465,10 @@ static void test_a_program_that_is_killed(void **state)
 			(void)pause();
 	}
 	await(has_told, "the target stands still");
-	helper_seen = stage->helper;
+	base_autofd pidfd = pidfd_open(stage->helper, 0);
 	assert_int_equal(kill(program, SIGKILL), 0);
 	assert_int_equal(waitpid(program, &status, 0), program);
-	await(is_helper_gone, "the helper ends");
+	expect_gone(pidfd);
 	end_target();
 }
 
