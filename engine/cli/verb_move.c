@@ -14,6 +14,7 @@
 #include "base/cleanup.h"
 
 #include "control.h"
+#include "no_room.h"
 #include "report.h"
 #include "run_dir.h"
 #include "sandbox.h"
@@ -47,7 +48,12 @@ static void view_request(void *session, enum mf_request request)
 static void on_event(void *ctx, const struct mf_event *event)
 {
 	const struct move *move = ctx;
+	struct mf_progress now;
 
+	if (event->type == MF_EVENT_PHASE) {
+		view_progress(move->session, &now);
+		cli_no_room_phase(event->phase, now.session);
+	}
 	cli_show_event(move->show, event);
 }
 
@@ -215,6 +221,8 @@ static int open_all(struct move *move, struct mf_error *err)
 		r = create_session(move, err);
 	if (!r)
 		r = start_guard(move, err);
+	if (!r)
+		r = cli_no_room_watch(move->side, err);
 	if (!r)
 		r = enter_sandbox(move, err);
 	if (r)

@@ -87,7 +87,21 @@ static uint64_t resident_bytes(const struct mf_region *d)
 	return n * page;
 }
 
-/* Bytes that the regions hold already: a destination's RAM may be allocated. */
+/* What the file behind a region holds already: a destination's RAM may be allocated.  Regions may share one: the first counts. */
+static uint64_t file_bytes(const struct mf_guest *g, uint32_t i, struct stat *ret)
+{
+	if (g->regions[i].fd < 0 || fstat(g->regions[i].fd, ret))
+		return 0;
+	for (uint32_t k = 0; k < i; k++) {
+		struct stat st;
+		if (g->regions[k].fd >= 0 && !fstat(g->regions[k].fd, &st) &&
+		    st.st_dev == ret->st_dev && st.st_ino == ret->st_ino)
+			return 0;
+	}
+	return (uint64_t)ret->st_blocks * 512;
+}
+
+/* Bytes that the regions hold already. */
 static uint64_t allocated_bytes(const struct mf_guest *g, uint64_t page_size)
 {
 	uint64_t sum = 0;
@@ -96,12 +110,48 @@ static uint64_t allocated_bytes(const struct mf_guest *g, uint64_t page_size)
 		struct stat st;
 		if (d->page_size != page_size)
 			continue;
-		if (d->fd < 0 && g->pid == getpid())
-			sum += resident_bytes(d);
-		else if (d->fd >= 0 && !fstat(d->fd, &st))
-			sum += (uint64_t)st.st_blocks * 512;
+		sum += d->fd < 0 && g->pid == getpid() ? resident_bytes(d) : file_bytes(g, i, &st);
 	}
 	return sum;
+}
+
+/* A tmpfs may have less room than the host has memory: /dev/shm has half of it.  One finding for each file system that is
+ * too small; the kernel's own for a memfd has no limit. */
+static void check_file_systems(struct mf_session *s)
+{
+	const struct mf_guest *g = &s->guest;
+	dev_t seen[MF_REGIONS_MAX];
+	unsigned n = 0;
+	for (uint32_t i = 0; i < g->n_regions; i++) {
+		const struct mf_region *d = &g->regions[i];
+		char want[24], have[24];
+		struct statvfs fs;
+		struct stat st, other;
+		unsigned k = 0;
+		if (d->fd < 0 || d->page_size > 4096 || fstat(d->fd, &st) || fstatvfs(d->fd, &fs) ||
+		    !fs.f_blocks)
+			continue;
+		while (k < n && seen[k] != st.st_dev)
+			k++;
+		if (k < n)
+			continue;
+		seen[n++] = st.st_dev;
+		uint64_t need = 0, room = (uint64_t)fs.f_bavail * fs.f_frsize;
+		for (k = i; k < g->n_regions; k++) {
+			if (g->regions[k].fd < 0 || fstat(g->regions[k].fd, &other) ||
+			    other.st_dev != st.st_dev)
+				continue;
+			need += g->regions[k].size;
+			room += file_bytes(g, k, &other);
+		}
+		if (room < need)
+			eng_finding(s, MF_REFUSE, "destination memory",
+				    "region %s is on a file system that must hold %s of RAM, and "
+				    "has %s; make it larger, or start the guest with its RAM "
+				    "elsewhere",
+				    d->name, base_format_size(need, want, sizeof(want)),
+				    base_format_size(room, have, sizeof(have)));
+	}
 }
 
 static void check_memory(struct mf_session *s)
@@ -199,8 +249,10 @@ void eng_preflight_local(struct mf_session *s)
 	if (!s->guest.n_regions)
 		eng_finding(s, MF_REFUSE, "guest RAM", "the guest has no RAM that can be moved");
 	check_kernel(s);
-	if (s->params.side == MF_DESTINATION)
+	if (s->params.side == MF_DESTINATION) {
 		check_memory(s);
+		check_file_systems(s);
+	}
 }
 
 static void compare_text(struct mf_session *s, enum mf_verdict worst, const char *subject,
