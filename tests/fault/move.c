@@ -238,6 +238,39 @@ void move_request_at(struct side *f, enum mf_phase phase)
 		mf_session_request(f->session, f->move->request);
 }
 
+void move_drop_lanes_at(struct side *f, enum mf_phase phase)
+{
+	if (f->which == f->move->at && phase == f->move->phase)
+		atomic_store(&f->faults.drop_now, true);
+}
+
+void move_end_of_trouble(struct side *f, const char *text)
+{
+	if (!strstr(text, "no connection to the source"))
+		return;
+	f->move->phase = MF_PHASE_COUNT;
+	atomic_store(&f->faults.drop_now, false);
+}
+
+void move_cut_channel_at(struct side *f, enum mf_phase phase)
+{
+	if (f->which != f->move->at || phase != f->move->phase)
+		return;
+	f->move->phase = MF_PHASE_COUNT;
+	move_cut_channel(f);
+}
+
+int move_one_device(struct tp_path *ret, unsigned cap)
+{
+	if (cap)
+		*ret = (struct tp_path){ .device = "one",
+					 .address = "127.0.0.1",
+					 .prefix = 8,
+					 .up = true,
+					 .numa_node = -1 };
+	return 1;
+}
+
 static void *run_side(void *arg)
 {
 	struct side *f = arg;

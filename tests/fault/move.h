@@ -112,7 +112,13 @@ void move_expect(struct move *m, enum ending ending);
 void move_assert_stands_still(struct side *side);
 /* In the session's thread: its control channel is cut, both ways. */
 void move_cut_channel(struct side *side);
-/* For on_phase: does m->request at m->phase of m->at. */
+/* For on_phase, at m->phase of m->at: does m->request; loses its lanes, from there on; cuts its channel, once. */
 void move_request_at(struct side *side, enum mf_phase phase);
+void move_drop_lanes_at(struct side *side, enum mf_phase phase);
+void move_cut_channel_at(struct side *side, enum mf_phase phase);
+/* For on_notice: lanes are lost no more once the destination is looking for the source. */
+void move_end_of_trouble(struct side *side, const char *text);
+/* For device_paths: "one", at the loopback address. */
+int move_one_device(struct tp_path *ret, unsigned cap);
 
 #endif

@@ -410,28 +410,16 @@ static void strangers_at_a_secured_destination(void **state)
 	hang_up_silently();
 }
 
-static void cut_at_the_handoff(struct side *side, enum mf_phase phase)
-{
-	if (side->which == MF_SOURCE && phase == MF_PHASE_HANDOFF)
-		move_cut_channel(side);
-}
-
 /* Questions and answers are secured as well. */
 static void a_secured_commit_lost(void **state)
 {
 	(void)state;
 	struct move m;
 	secure(&m, MF_MODE_PRECOPY);
-	m.on_phase = cut_at_the_handoff;
+	m.at = MF_SOURCE;
+	m.phase = MF_PHASE_HANDOFF;
+	m.on_phase = move_cut_channel_at;
 	move_expect(&m, STAYED);
-}
-
-static void cut_in_postcopy(struct side *f, enum mf_phase phase)
-{
-	if (f->which != MF_DESTINATION || phase != f->move->phase)
-		return;
-	f->move->phase = MF_PHASE_COUNT; /* once is enough */
-	move_cut_channel(f);
 }
 
 /* The connection that takes the place of the old one is secured as well. */
@@ -442,8 +430,9 @@ static void a_secured_connection_lost_in_postcopy(void **state)
 	secure(&m, MF_MODE_POSTCOPY);
 	m.guest = "96M,dirty=8M,threads=2";
 	m.side[1].faults.delay_polls = 20;
+	m.at = MF_DESTINATION;
 	m.phase = MF_PHASE_POSTCOPY;
-	m.on_phase = cut_in_postcopy;
+	m.on_phase = move_cut_channel_at;
 	move_run(&m);
 	assert_int_equal(SOURCE->report.recoveries, 1);
 	assert_int_equal(DESTINATION->report.recoveries, 1);

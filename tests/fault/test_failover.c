@@ -27,17 +27,6 @@
 #define DESTINATION (&m.side[1])
 #define LANES       2u
 
-static int one_device(struct tp_path *ret, unsigned cap)
-{
-	if (cap)
-		*ret = (struct tp_path){ .device = "one",
-					 .address = "127.0.0.1",
-					 .prefix = 8,
-					 .up = true,
-					 .numa_node = -1 };
-	return 1;
-}
-
 /* Each in a subnet of its own. */
 static int two_devices(struct tp_path *ret, unsigned cap)
 {
@@ -63,7 +52,7 @@ static void init(struct move *m, enum mf_mode mode)
 	if (is_real())
 		m->inner = "verbs";
 	else
-		m->device_paths = one_device;
+		m->device_paths = move_one_device;
 	/* One given lane, or all of them. */
 	for (int i = 0; i < 2; i++)
 		m->side[i].faults.drop_lane = TP_FAULTY_ANY_LANE;
@@ -144,12 +133,6 @@ static void lost_in_a_round(void **state)
 	}
 }
 
-static void drop_at_phase(struct side *f, enum mf_phase phase)
-{
-	if (f->which == f->move->at && phase == f->move->phase)
-		atomic_store(&f->faults.drop_now, true);
-}
-
 static void lost_at_phases(void **state)
 {
 	static const struct {
@@ -174,7 +157,7 @@ static void lost_at_phases(void **state)
 		m.guest = "64M,dirty=8M,threads=2";
 		m.at = cases[i].at;
 		m.phase = cases[i].phase;
-		m.on_phase = drop_at_phase;
+		m.on_phase = move_drop_lanes_at;
 		move_expect(&m, MOVED);
 		/* A passive side may lose its lanes when all is over. */
 		if (cases[i].phase != MF_PHASE_POSTCOPY || cases[i].at == MF_DESTINATION)

@@ -120,20 +120,6 @@ static void posts_that_fail(void **state)
 	}
 }
 
-static void drop_at_phase(struct side *f, enum mf_phase phase)
-{
-	if (f->which == f->move->at && phase == f->move->phase)
-		atomic_store(&f->faults.drop_now, true);
-}
-
-static void end_of_the_trouble(struct side *f, const char *text)
-{
-	if (!strstr(text, "no connection to the source"))
-		return;
-	f->move->phase = MF_PHASE_COUNT; /* once is enough */
-	atomic_store(&f->faults.drop_now, false);
-}
-
 /* New connections, with new keys. */
 static void all_lanes_lost_in_postcopy_for_a_while(void **state)
 {
@@ -142,21 +128,13 @@ static void all_lanes_lost_in_postcopy_for_a_while(void **state)
 	seal(&m, MF_MODE_POSTCOPY, MF_SEALING_ENCRYPT);
 	m.at = MF_DESTINATION;
 	m.phase = MF_PHASE_POSTCOPY;
-	m.on_phase = drop_at_phase;
-	m.on_notice = end_of_the_trouble;
+	m.on_phase = move_drop_lanes_at;
+	m.on_notice = move_end_of_trouble;
 	m.guest = "64M,dirty=8M,threads=2";
 	move_run(&m);
 	assert_int_equal(SOURCE->report.recoveries, 1);
 	expect_sealed(&m, MF_SEALING_ENCRYPT);
 	move_check(&m, MOVED);
-}
-
-static void cut_in_postcopy(struct side *f, enum mf_phase phase)
-{
-	if (f->which != MF_DESTINATION || phase != f->move->phase)
-		return;
-	f->move->phase = MF_PHASE_COUNT;
-	move_cut_channel(f);
 }
 
 static void the_connection_lost_in_postcopy(void **state)
@@ -166,22 +144,13 @@ static void the_connection_lost_in_postcopy(void **state)
 	seal(&m, MF_MODE_POSTCOPY, MF_SEALING_ENCRYPT);
 	m.guest = "96M,dirty=8M,threads=2";
 	m.side[1].faults.delay_polls = 20;
+	m.at = MF_DESTINATION;
 	m.phase = MF_PHASE_POSTCOPY;
-	m.on_phase = cut_in_postcopy;
+	m.on_phase = move_cut_channel_at;
 	move_run(&m);
 	assert_int_equal(SOURCE->report.recoveries, 1);
 	assert_int_equal(DESTINATION->report.recoveries, 1);
 	move_check(&m, MOVED);
-}
-
-static int one_device(struct tp_path *ret, unsigned cap)
-{
-	struct tp_path path = {
-		.device = "one", .address = "127.0.0.1", .prefix = 8, .up = true, .numa_node = -1
-	};
-	if (cap)
-		*ret = path;
-	return 1;
 }
 
 /* What is fallen back on is sealed as well. */
@@ -192,10 +161,10 @@ static void lost_devices(void **state)
 	for (unsigned i = 0; i < BASE_ARRAY_LEN(modes); i++) {
 		struct move m;
 		seal(&m, modes[i], MF_SEALING_ENCRYPT);
-		m.device_paths = one_device;
+		m.device_paths = move_one_device;
 		m.at = i ? MF_DESTINATION : MF_SOURCE;
 		m.phase = i ? MF_PHASE_POSTCOPY : MF_PHASE_PRECOPY;
-		m.on_phase = drop_at_phase;
+		m.on_phase = move_drop_lanes_at;
 		move_run(&m);
 		assert_string_equal(SOURCE->report.transport, "tcp");
 		expect_sealed(&m, MF_SEALING_ENCRYPT);

@@ -157,12 +157,6 @@ static void all_lanes_lost_in_the_first_round(void **state)
 	move_expect(&m, STAYED);
 }
 
-static void drop_at_phase(struct side *f, enum mf_phase phase)
-{
-	if (f->which == f->move->at && phase == f->move->phase)
-		atomic_store(&f->faults.drop_now, true);
-}
-
 static void drop(struct move *m, enum mf_mode mode, enum mf_side at, enum mf_phase phase,
 		 uint32_t lane)
 {
@@ -171,7 +165,7 @@ static void drop(struct move *m, enum mf_mode mode, enum mf_side at, enum mf_pha
 	m->verify = MF_VERIFY_FULL;
 	m->at = at;
 	m->phase = phase;
-	m->on_phase = drop_at_phase;
+	m->on_phase = move_drop_lanes_at;
 	m->side[at == MF_DESTINATION].faults.drop_lane = lane;
 	m->peer_timeout_ms = 3000;
 }
@@ -220,14 +214,6 @@ static void all_lanes_lost_in_postcopy(void **state)
 	move_expect(&m, PAUSED);
 }
 
-static void end_of_the_trouble(struct side *f, const char *text)
-{
-	if (!strstr(text, "no connection to the source"))
-		return;
-	f->move->phase = MF_PHASE_COUNT; /* once is enough */
-	atomic_store(&f->faults.drop_now, false);
-}
-
 /* The connection is taken down with them, and both come back. */
 static void all_lanes_lost_in_postcopy_for_a_while(void **state)
 {
@@ -235,7 +221,7 @@ static void all_lanes_lost_in_postcopy_for_a_while(void **state)
 	struct move m;
 	drop(&m, MF_MODE_POSTCOPY, MF_DESTINATION, MF_PHASE_POSTCOPY, TP_FAULTY_ANY_LANE);
 	m.guest = "64M,dirty=8M,threads=2";
-	m.on_notice = end_of_the_trouble;
+	m.on_notice = move_end_of_trouble;
 	move_run(&m);
 	assert_int_equal(SOURCE->report.recoveries, 1);
 	assert_int_equal(DESTINATION->report.recoveries, 1);
