@@ -542,9 +542,8 @@ const struct eng_rail *eng_rails_first(const struct mf_session *s);
 const struct tp_ops *eng_rails_in_use(const struct mf_session *s);
 /* Ends all lanes of all rails: no byte that the peer writes lands after it. */
 int eng_rails_cut(struct mf_session *s, struct mf_error *err);
+/* Their counters go into the report. */
 void eng_rails_close(struct mf_session *s);
-/* Counters of rails and lanes into the report. */
-void eng_rails_report(struct mf_session *s);
 
 /* lanes.c */
 int eng_lanes_init(struct mf_session *s, uint32_t n_bulk, struct mf_error *err);

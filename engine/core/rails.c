@@ -82,6 +82,12 @@ static int open_rail(struct eng_rail *rail, uint32_t exposes, const struct mf_er
 	return r < 0 ? r : eng_register_start(rail, exposes, err);
 }
 
+static void stop_listening(struct eng_rail *rail)
+{
+	tp_listener_close(rail->listener);
+	rail->listener = NULL;
+}
+
 static void close_rail(struct eng_rail *rail)
 {
 	const struct mf_session *s = rail->session;
@@ -92,8 +98,7 @@ static void close_rail(struct eng_rail *rail)
 		eng_lane_stop(&rail->lane[i]);
 		eng_lane_close(&rail->lane[i]);
 	}
-	tp_listener_close(rail->listener);
-	rail->listener = NULL;
+	stop_listening(rail);
 	/* After the lanes: what they were lent must not be deregistered below them. */
 	eng_register_stop(rail);
 	tp_mr_dereg(rail->landing_mr);
@@ -139,28 +144,6 @@ int eng_rails_open(struct mf_session *s, uint32_t n_bulk, struct mf_error *err)
 			close_rail(&s->rail[k]);
 	}
 	return any ? 0 : eng_lanes_failure(s, err);
-}
-
-void eng_rails_close(struct mf_session *s)
-{
-	eng_rails_report(s);
-	atomic_store_explicit(&s->lanes_done, true, memory_order_relaxed);
-	/* All at once: each may take a moment to notice. */
-	for (uint32_t i = 0; s->lanes.lane && i < eng_lanes_per_rail(s) * s->n_rails; i++) {
-		struct eng_lane *lane = &s->lanes.lane[i];
-		if (!lane->started)
-			continue;
-		atomic_store_explicit(&lane->stop, true, memory_order_release);
-		eng_lane_wake(lane);
-	}
-	for (uint32_t k = 0; k < s->n_rails; k++) {
-		close_rail(&s->rail[k]);
-		pthread_mutex_destroy(&s->rail[k].reg_lock);
-	}
-	eng_lanes_free(s);
-	s->n_rails = 0;
-	/* The next connection has another key. */
-	explicit_bzero(s->seal.key, sizeof(s->seal.key));
 }
 
 /* ---- connecting ---- */
@@ -443,6 +426,8 @@ static int admit_rail(struct eng_rail *rail, struct mf_error *err)
 	while (r == 0 && (n < all || !joined) && base_now_us() < deadline) {
 		if (n < all && !rail->error.code)
 			accept_one(rail, tp, &n);
+		if (rail->error.code) /* who connects now is refused, and need not wait */
+			stop_listening(rail);
 		if (!joined)
 			r = await_joined(rail, n < all && !rail->error.code ? 0 : deadline, &joined,
 					 err);
@@ -470,8 +455,7 @@ static int admit_rail(struct eng_rail *rail, struct mf_error *err)
 	wire_msg_free(joined);
 	if (r < 0)
 		return r;
-	tp_listener_close(rail->listener);
-	rail->listener = NULL;
+	stop_listening(rail);
 	r = send_up(rail, err);
 	/* In post-copy we are the ones who use it. */
 	settle(rail, s->pulling);
@@ -707,7 +691,7 @@ int eng_rails_cut(struct mf_session *s, struct mf_error *err)
 	return 0;
 }
 
-/* ---- the report ---- */
+/* ---- the end ---- */
 
 static void report_lane(struct mf_report *rep, const struct eng_lane *lane)
 {
@@ -735,7 +719,7 @@ static void report_lane(struct mf_report *rep, const struct eng_lane *lane)
 	};
 }
 
-void eng_rails_report(struct mf_session *s)
+static void report_rails(struct mf_session *s)
 {
 	struct mf_report *rep = &s->report;
 	if (!s->n_rails) /* closed already: as it was then */
@@ -757,4 +741,26 @@ void eng_rails_report(struct mf_session *s)
 		for (uint32_t i = 0; rail->lane && i < eng_lanes_per_rail(s); i++)
 			report_lane(rep, &rail->lane[i]);
 	}
+}
+
+void eng_rails_close(struct mf_session *s)
+{
+	report_rails(s);
+	atomic_store_explicit(&s->lanes_done, true, memory_order_relaxed);
+	/* All at once: each may take a moment to notice. */
+	for (uint32_t i = 0; s->lanes.lane && i < eng_lanes_per_rail(s) * s->n_rails; i++) {
+		struct eng_lane *lane = &s->lanes.lane[i];
+		if (!lane->started)
+			continue;
+		atomic_store_explicit(&lane->stop, true, memory_order_release);
+		eng_lane_wake(lane);
+	}
+	for (uint32_t k = 0; k < s->n_rails; k++) {
+		close_rail(&s->rail[k]);
+		pthread_mutex_destroy(&s->rail[k].reg_lock);
+	}
+	eng_lanes_free(s);
+	s->n_rails = 0;
+	/* The next connection has another key. */
+	explicit_bzero(s->seal.key, sizeof(s->seal.key));
 }

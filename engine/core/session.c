@@ -604,12 +604,14 @@ int eng_run_out(struct mf_session *s, struct mf_error *err)
 	eng_hang_up(s);
 	(void)getrusage(RUSAGE_SELF, &after);
 	struct mf_report *rep = &s->report;
-	eng_rails_report(s);
 	rep->total_ms = (base_now_us() - s->started_us) / 1000;
 	rep->cpu_user_ms = (timeval_us(after.ru_utime) - timeval_us(before.ru_utime)) / 1000;
 	rep->cpu_system_ms = (timeval_us(after.ru_stime) - timeval_us(before.ru_stime)) / 1000;
 	rep->outcome = outcome_of(s->state);
 	rep->pages_total = s->memory.bytes / ENG_PAGE;
+	/* Nobody who comes later waits for an answer, and nobody reaches our memory, however long the session is kept. */
+	eng_rails_close(s);
+	base_closep(&s->listen_fd);
 	if (r < 0) {
 		if (!failure.code)
 			base_error_sys(&failure, r, MF_SCOPE_SESSION, "%s",
@@ -638,7 +640,6 @@ void mf_session_destroy(struct mf_session *s)
 		base_closep(&s->kept_uffd);
 	wire_channel_close(s->channel);
 	wire_security_free(s->security);
-	eng_rails_close(s);
 	base_place_close(s->place);
 	eng_memory_unmap(s);
 	if (s->kept)
@@ -651,7 +652,6 @@ void mf_session_destroy(struct mf_session *s)
 	free(s->run_dir);
 	free(s->transport);
 	free(s->tracker_name);
-	explicit_bzero(&s->seal, sizeof(s->seal));
 	eng_drive_free(&s->drive);
 	pthread_mutex_destroy(&s->progress_lock);
 	free(s);

@@ -390,8 +390,12 @@ void move_run(struct move *m)
 		struct side *f = &m->side[i];
 		if (f == destination)
 			pthread_join(f->thread, NULL);
-		if (f->session)
-			f->report = *mf_session_report(f->session);
+		if (!f->session)
+			continue;
+		f->report = *mf_session_report(f->session);
+		/* It listens to nobody any more, and its memory is within nobody's reach, long as its owner may keep it. */
+		assert_int_equal(f->session->listen_fd, -1);
+		assert_int_equal(f->session->n_rails, 0);
 	}
 	m->rule_met = relay && relay_met(relay);
 	relay_stop(relay);
