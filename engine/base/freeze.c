@@ -155,8 +155,6 @@ static int hold(struct base_freeze *f, pid_t tid, struct mf_error *err)
 				  (int)f->pid, THREADS_MAX);
 	if (ptrace(PTRACE_SEIZE, tid, NULL, NULL) < 0)
 		return refused(f, tid, -errno, err);
-	(void)ptrace(PTRACE_INTERRUPT, tid, NULL,
-		     NULL); /* fails for the dead, which is found out */
 	f->threads[f->n++] = (struct thread){ .tid = tid };
 	return 0;
 }
