@@ -81,7 +81,7 @@ struct attach_mapping {
 /* The file behind it, for reading and writing, or -errno: through the process itself, as the file's name may be gone, be in
  * another mount namespace, or never have been. */
 int attach_open_mapping(pid_t pid, const struct attach_mapping *mapping);
-/* SIGKILL, by a descriptor of the process where we do it ourselves.  0 or -errno. */
+/* SIGKILL, by the helper or by a descriptor of the process; where neither can be used, by its number.  0 or -errno. */
 int attach_kill(pid_t pid, int pidfd);
 /* Is there still somebody who can do all this?  Without a helper: yes. */
 int attach_check(pid_t pid, struct mf_error *err);

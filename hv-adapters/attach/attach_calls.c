@@ -12,6 +12,7 @@
 #include <inttypes.h>
 #include <limits.h>
 #include <pthread.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -474,7 +475,13 @@ int attach_kill(pid_t pid, int pidfd)
 	if (helper_is_used(pid)) {
 		struct helper_request q = { .op = HELPER_KILL, .pid = pid };
 		struct helper_reply a;
-		return helper_call(&q, &a, NULL, HELPER_FILE_MS, NULL);
+		struct pollfd p = { .fd = pidfd, .events = POLLIN };
+		if (helper_call(&q, &a, NULL, HELPER_FILE_MS, NULL) >= 0)
+			return 0;
+		/* It is gone or hangs.  The filter lets us do it by number, which is the target's own while that has not ended. */
+		if (pidfd < 0 || poll(&p, 1, 0) != 0)
+			return -ESRCH;
+		return kill(pid, SIGKILL) < 0 ? -errno : 0;
 	}
 	return pidfd_send_signal(pidfd, SIGKILL, NULL, 0) < 0 ? -errno : 0;
 }

@@ -19,7 +19,6 @@
 #include <assert.h>
 #include <errno.h>
 #include <poll.h>
-#include <signal.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -606,11 +605,8 @@ void qemu_quit(struct qemu *hv)
 		r = wait_any(hv, 0, deadline, &unused, NULL);
 	}
 	/* Hangs in a touch of RAM that never comes; it has no guest to lose.  Only what was seen to hold the RAM. */
-	if (r == -ETIMEDOUT && pidfd >= 0 && hv->n_regions && attach_kill(hv->pid, pidfd) < 0) {
-		struct pollfd p = { .fd = pidfd, .events = POLLIN };
-		if (poll(&p, 1, 0) == 0) /* it has not ended, so the number is its own */
-			(void)kill(hv->pid, SIGKILL);
-	}
+	if (r == -ETIMEDOUT && pidfd >= 0 && hv->n_regions)
+		(void)attach_kill(hv->pid, pidfd);
 	if (pidfd >= 0) {
 		struct pollfd p = { .fd = pidfd, .events = POLLIN };
 		(void)poll(&p, 1, base_left_ms(deadline) + 1000);

@@ -446,6 +446,23 @@ static void test_a_helper_that_is_killed(void **state)
 	end_target();
 }
 
+/* A QEMU that hangs must end, whether there is a helper left or not. */
+static void test_killing_without_the_helper(void **state)
+{
+	(void)state;
+	int status;
+	start_target(0);
+	base_autofd pidfd = pidfd_open(target.pid, 0);
+	struct mf_attach *helper = start_helper();
+	assert_int_equal(kill(attach_helper_pid(helper), SIGKILL), 0);
+	assert_int_equal(attach_kill(target.pid, pidfd), 0);
+	expect_gone(pidfd);
+	assert_int_equal(attach_kill(target.pid, pidfd), -ESRCH);
+	assert_int_equal(attach_kill(target.pid, -1), -ESRCH);
+	assert_int_equal(waitpid(target.pid, &status, 0), target.pid);
+	attach_helper_end(helper);
+}
+
 static bool has_told(void)
 {
 	return *(volatile pid_t *)&stage->helper;
@@ -481,6 +498,7 @@ int main(void)
 		cmocka_unit_test(test_nothing_else_can_be_had_of_it),
 		cmocka_unit_test(test_a_target_that_is_gone),
 		cmocka_unit_test(test_a_helper_that_is_killed),
+		cmocka_unit_test(test_killing_without_the_helper),
 		cmocka_unit_test(test_a_program_that_is_killed),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
