@@ -609,7 +609,7 @@ static int give_up_for_good(struct mf_session *s, struct mf_error *err)
 	if (is_here && r == 0)
 		r = eng_guest_take_over(s, &runs, err);
 	/* One that lives and was not looked at may run: the source is told nothing. */
-	if (r < 0 && eng_process_lives(s->record.pid)) {
+	if (r < 0 && base_process_lives(&s->record.guest)) {
 		eng_set_state(s, ENG_PAUSED);
 		return r;
 	}
@@ -670,7 +670,7 @@ static int destination_resume(struct mf_session *s, struct mf_error *err)
 		return base_error(err, -MF_EPAUSED, MF_SCOPE_SESSION,
 				  "the guest (pid %d) was this host's, and has ended here: nothing "
 				  "can go on with it; memferry forget %s",
-				  s->record.pid, s->report.session);
+				  s->record.guest.pid, s->report.session);
 	}
 	if (!is_settled(s))
 		r = take_over(s, &plan, err);

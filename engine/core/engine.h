@@ -21,6 +21,7 @@
 #include "base/bitmap.h"
 #include "base/error.h"
 #include "base/placement.h"
+#include "base/process.h"
 #include "core/latency.h"
 #include "tracker/pager.h"
 #include "tracker/tracker.h"
@@ -257,7 +258,7 @@ struct eng_record_entry {
 	bool postcopy;           /* pages were missing when the guest was handed over */
 	bool ran;                /* the guest, before it was paused: it is to run again */
 	enum mf_sealing sealing; /* of its pages so far: the rest is sealed no less */
-	int pid;                 /* the guest's process */
+	struct base_process guest;
 };
 
 struct mf_session {
@@ -374,7 +375,6 @@ int eng_guest_check_needs(struct mf_session *s, const void *bytes, size_t len,
 			  struct mf_finding *ret, unsigned cap, struct mf_error *err);
 void eng_guest_take_written(struct mf_session *s); /* into todo */
 /* Its process is there; one that nobody has waited for yet counts as ended. */
-bool eng_process_lives(int pid);
 /* Of another process that has died; instead of prepare(). */
 int eng_guest_take_over(struct mf_session *s, bool *ret_runs, struct mf_error *err);
 /* Whether it ran when it was paused; from then on, at the destination from load_state() on. */

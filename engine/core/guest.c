@@ -323,15 +323,6 @@ int eng_guest_check_needs(struct mf_session *s, const void *bytes, size_t len,
 	return n < (int)cap ? n : (int)cap;
 }
 
-bool eng_process_lives(int pid)
-{
-	base_autofd fd = pid > 0 ? (int)syscall(SYS_pidfd_open, pid, 0) : -1;
-	struct pollfd p = { .fd = fd, .events = POLLIN };
-	if (fd < 0)
-		return pid <= 0 || errno != ESRCH; /* nobody can say that it has ended */
-	return poll(&p, 1, 0) == 0;
-}
-
 int eng_guest_take_over(struct mf_session *s, bool *ret_runs, struct mf_error *err)
 {
 	if (!s->ops.take_over || !s->ops.find_userfaultfd)
@@ -339,12 +330,12 @@ int eng_guest_take_over(struct mf_session *s, bool *ret_runs, struct mf_error *e
 				  "a guest of kind '%.15s' ends with the process that moves it: "
 				  "there is nothing to go on with",
 				  s->guest.kind);
-	if (s->guest.pid != s->record.pid)
+	if (!base_process_is(&s->record.guest, s->guest.pid))
 		return base_error(err, -MF_EREFUSED, MF_SCOPE_HOST,
 				  "%.40s (pid %d) is not the one that had the guest of session %s "
 				  "(pid %d)",
 				  s->guest.monitor, (int)s->guest.pid, s->report.session,
-				  s->record.pid);
+				  s->record.guest.pid);
 	return (int)make(s, (struct call){ .what = TAKE_OVER, .runs = ret_runs, .err = err });
 }
 

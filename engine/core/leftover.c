@@ -118,8 +118,8 @@ static void judge(const char *run_dir, struct mf_leftover *l)
 	}
 	(void)snprintf(l->record, sizeof(l->record), "%s", eng_record_name(found.what));
 	l->postcopy = found.postcopy;
-	l->pid = found.pid;
-	l->guest_lives = eng_process_lives(found.pid);
+	l->pid = found.guest.pid;
+	l->guest_lives = base_process_lives(&found.guest);
 	(void)snprintf(path, sizeof(path), "%s/%s.present", run_dir, l->session);
 	if (l->side == MF_SOURCE)
 		judge_source(l);

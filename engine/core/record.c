@@ -14,6 +14,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
@@ -101,14 +102,18 @@ static int lock(struct mf_session *s, int flags)
 
 static void say(struct mf_session *s, enum eng_record what, bool postcopy, char text[TEXT_MAX])
 {
+	struct base_process guest = s->record.guest;
+	if (s->guest.pid)
+		base_process_identify(s->guest.pid, &guest);
 	(void)snprintf(text, TEXT_MAX,
-		       "{\"version\":3,\"session\":\"%s\",\"side\":\"%s\",\"state\":\"%s\","
-		       "\"postcopy\":%s,\"ran\":%s,\"sealing\":%d,\"pid\":%d,\"peer\":\"%s\","
+		       "{\"version\":4,\"session\":\"%s\",\"side\":\"%s\",\"state\":\"%s\","
+		       "\"postcopy\":%s,\"ran\":%s,\"sealing\":%d,\"pid\":%d,"
+		       "\"started\":%" PRIu64 ",\"pid_ns\":%" PRIu64 ",\"peer\":\"%s\","
 		       "\"time\":%lld}\n",
 		       s->report.session, side_name(s->params.side), names[what],
 		       postcopy ? "true" : "false", eng_guest_ran(s) ? "true" : "false",
-		       (int)s->report.sealing, s->guest.pid ? (int)s->guest.pid : s->record.pid,
-		       s->peer_name, (long long)time(NULL));
+		       (int)s->report.sealing, guest.pid, guest.started, guest.pid_ns, s->peer_name,
+		       (long long)time(NULL));
 }
 
 /* A promise that may not stay must not be found later, but what was promised before must.  What follows a promise only
@@ -170,10 +175,12 @@ int eng_record_parse(const char *path, const char *session, enum mf_side side,
 	text[n > 0 ? n : 0] = '\0';
 	*ret = (struct eng_record_entry){ .what = ENG_RECORD_COUNT };
 	if (sscanf(text,
-		   "{\"version\":3,\"session\":\"%39[0-9a-f]\",\"side\":\"%15[a-z]\",\"state\":\"%"
+		   "{\"version\":4,\"session\":\"%39[0-9a-f]\",\"side\":\"%15[a-z]\",\"state\":\"%"
 		   "15[a-z]\","
-		   "\"postcopy\":%7[a-z],\"ran\":%7[a-z],\"sealing\":%1[0-2],\"pid\":%d,",
-		   of, at, state, postcopy, ran, sealing, &ret->pid) == 7 &&
+		   "\"postcopy\":%7[a-z],\"ran\":%7[a-z],\"sealing\":%1[0-2],\"pid\":%d,"
+		   "\"started\":%" SCNu64 ",\"pid_ns\":%" SCNu64 ",",
+		   of, at, state, postcopy, ran, sealing, &ret->guest.pid, &ret->guest.started,
+		   &ret->guest.pid_ns) == 9 &&
 	    !strcmp(of, session) && !strcmp(at, side_name(side))) {
 		for (int i = 0; i < ENG_RECORD_COUNT; i++) {
 			if (!strcmp(state, names[i]))

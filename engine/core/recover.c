@@ -99,7 +99,7 @@ static int end_owned(struct mf_session *s, struct mf_error *err)
 			"the guest (pid %d) has ended here, and the destination lacks pages that "
 			"only it had: neither host has the whole guest; end it there, then "
 			"memferry forget %s on both",
-			s->record.pid, s->report.session);
+			s->record.guest.pid, s->report.session);
 	return base_error(err, -MF_EPAUSED, MF_SCOPE_SESSION,
 			  "the guest belongs to the destination, which could not resume it; %s: "
 			  "look there",
@@ -116,7 +116,7 @@ static int end_unfinished(struct mf_session *s, bool is_owner, struct mf_error *
 			err, -MF_EINDOUBT, MF_SCOPE_SESSION,
 			"the guest (pid %d) has ended here, and whether it runs at the "
 			"destination is not known: memferry send ... --resume %s asks again",
-			s->record.pid, s->report.session);
+			s->record.guest.pid, s->report.session);
 	if (is_owner)
 		return base_error(
 			err, -MF_EPAUSED, MF_SCOPE_SESSION,
@@ -169,7 +169,7 @@ int eng_source_recover(struct mf_session *s, struct mf_error *err)
 					  "the destination gave up before the commit reached it, "
 					  "and the guest (pid %d) has ended here meanwhile: it "
 					  "runs nowhere",
-					  s->record.pid);
+					  s->record.guest.pid);
 		if (answer.state == MF__WIRE__ANSWER__STATE__ABORTED && !is_owner)
 			return base_error(err, -MF_EPEER, MF_SCOPE_SESSION,
 					  "the destination gave up before the commit reached it");
@@ -234,7 +234,7 @@ static int read_again(struct mf_session *s, struct mf_error *err)
 
 static bool guest_is_gone(const struct mf_session *s)
 {
-	return !eng_process_lives(s->guest.pid);
+	return !base_process_lives(&(struct base_process){ .pid = s->guest.pid });
 }
 
 int eng_destination_recover(struct mf_session *s, struct mf_error *err)

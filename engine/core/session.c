@@ -551,15 +551,21 @@ int mf_session_create(const struct mf_session_params *given, struct mf_session *
 		r = eng_record_read(s, &s->record, err);
 		if (r < 0)
 			return r;
+		if (!base_process_is_ours(&s->record.guest))
+			return base_error(
+				err, -MF_EREFUSED, MF_SCOPE_HOST,
+				"session %s: its guest (pid %d) is known by that number in "
+				"another pid namespace; go on there",
+				s->report.session, s->record.guest.pid);
 		r = eng_sealing_resume(s, err);
 		if (r < 0)
 			return r;
 		s->guest_has_ended = !params->guest.ops;
-		if (s->guest_has_ended && eng_process_lives(s->record.pid))
+		if (s->guest_has_ended && base_process_lives(&s->record.guest))
 			return base_error(err, -MF_EREFUSED, MF_SCOPE_HOST,
 					  "session %s: its guest (pid %d) lives: it takes that to "
 					  "go on",
-					  s->report.session, s->record.pid);
+					  s->report.session, s->record.guest.pid);
 	} else if (params->side == MF_SOURCE) {
 		name_session(s);
 	}

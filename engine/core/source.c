@@ -393,7 +393,7 @@ static int ask_what_became(struct mf_session *s, bool is_taken, bool runs, int c
 			    : answer.state == MF__WIRE__ANSWER__STATE__COMPLETE;
 	/* A guest that is there and was not taken must not be forgotten: nobody would know that it must not run. */
 	bool is_left =
-		!runs && !is_taken && !s->guest_has_ended && eng_process_lives(s->record.pid);
+		!runs && !is_taken && !s->guest_has_ended && base_process_lives(&s->record.guest);
 	if (!is_over || is_left) {
 		eng_hang_up(s);
 		eng_set_state(s, ENG_IN_DOUBT);

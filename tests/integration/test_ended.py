@@ -96,6 +96,19 @@ class Ended(Resumed):
         self.resume_send()
         self.assert_whole()
 
+    def test_a_number_of_another_namespace_is_no_end(self):
+        """Where the number of the guest's process means nothing, nobody takes it for ended."""
+        self.start()
+        self.end(self.sender)
+        self.source.qmp_path.rename(self.source.qmp_path.with_suffix(".moved"))
+        elsewhere = self.memferry("send", "send", self.address, "--guest", f"qemu:{self.source.qmp_path}", "--insecure",
+                                  "--resume", self.session, within=("unshare", "--pid", "--fork", "--mount-proc"))
+        self.assertEqual(elsewhere.wait(), FAILED, elsewhere.transcript())
+        self.assertIn(str(self.source.qmp_path), self.assert_one_sentence(elsewhere))
+        self.source.qmp_path.with_suffix(".moved").rename(self.source.qmp_path)
+        self.resume_send()
+        self.assert_whole()
+
     # At the destination
 
     def test_destination_ends_after_it_ran_the_whole_guest(self):

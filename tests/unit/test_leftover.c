@@ -2,6 +2,7 @@
 /* What is left in a run directory: what each record means, what is forgotten and what is refused. */
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -19,6 +20,7 @@
 #include <memferry/session.h>
 
 #include "base/cleanup.h"
+#include "base/process.h"
 
 #define SESSION "0123456789abcdef"
 
@@ -53,19 +55,27 @@ static void put(const char *suffix, const char *text)
 	(void)fputs(text, f);
 }
 
-static void put_record(const char *side, const char *what, bool postcopy, int pid)
+static void put_record_of(const char *side, const char *what, bool postcopy,
+			  const struct base_process *guest)
 {
-	char text[256], suffix[32];
-	(void)snprintf(text, sizeof(text),
-		       "{\"version\":3,\"session\":\"" SESSION
-		       "\",\"side\":\"%s\",\"state\":\"%s\","
-		       "\"postcopy\":%s,\"ran\":true,\"sealing\":0,\"pid\":%d,\"peer\":\"192.0.2.7:"
-		       "7741\",\"time\":1}\n",
-		       side, what, postcopy ? "true" : "false", pid);
+	char text[400], suffix[32];
+	(void)snprintf(
+		text, sizeof(text),
+		"{\"version\":4,\"session\":\"" SESSION "\",\"side\":\"%s\",\"state\":\"%s\","
+		"\"postcopy\":%s,\"ran\":true,\"sealing\":0,\"pid\":%d,\"started\":%" PRIu64
+		",\"pid_ns\":%" PRIu64 ",\"peer\":\"192.0.2.7:7741\",\"time\":1}\n",
+		side, what, postcopy ? "true" : "false", guest->pid, guest->started, guest->pid_ns);
 	(void)snprintf(suffix, sizeof(suffix), "%s.record", side);
 	put(suffix, text);
 	(void)snprintf(suffix, sizeof(suffix), "%s.lock", side);
 	put(suffix, "");
+}
+
+static void put_record(const char *side, const char *what, bool postcopy, int pid)
+{
+	struct base_process guest;
+	base_process_identify(pid, &guest);
+	put_record_of(side, what, postcopy, &guest);
 }
 
 static int dead_pid(void)
@@ -225,10 +235,45 @@ static void others_are_not_touched(void **state)
 	assert_int_equal(mf_leftovers("/nonexistent", all, sizeof(all[0]), 4, NULL), 0);
 }
 
+/* A number that another process has by now is no guest that lives; one of another namespace may be. */
+static void a_number_is_not_a_process(void **state)
+{
+	struct base_process guest, other;
+	struct mf_leftover l;
+	(void)state;
+	base_process_identify(getpid(), &guest);
+	assert_int_equal(guest.pid, getpid());
+	assert_true(guest.started && guest.pid_ns);
+	assert_true(base_process_is(&guest, getpid()) && base_process_lives(&guest));
+
+	other = guest;
+	other.started++;
+	assert_false(base_process_is(&other, getpid()) || base_process_lives(&other));
+	put_record_of("source", "committed", true, &other);
+	find_one(&l);
+	assert_false(l.guest_lives);
+	assert_int_equal(mf_forget(run_dir, SESSION, false, NULL), 0);
+
+	base_process_identify(dead_pid(), &other);
+	assert_int_equal(other.started, 0);
+	assert_false(base_process_lives(&other));
+	other.pid_ns = guest.pid_ns + 1;
+	assert_true(base_process_lives(&other));
+	other.pid = getpid();
+	assert_false(base_process_is(&other, getpid()) || base_process_is_ours(&other));
+	put_record_of("destination", "owner", true, &other);
+	find_one(&l);
+	assert_true(l.guest_lives && l.needed);
+	assert_int_equal(mf_forget(run_dir, SESSION, false, NULL), -MF_EREFUSED);
+	assert_int_equal(mf_forget(run_dir, SESSION, true, NULL), 0);
+	expect_empty();
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(each_record_means_what_it_should),
+		cmocka_unit_test(a_number_is_not_a_process),
 		cmocka_unit_test(a_guest_has_ended_for_certain),
 		cmocka_unit_test(files_without_a_record_go),
 		cmocka_unit_test(who_holds_the_lock_is_let_alone),
