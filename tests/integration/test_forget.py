@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-2-Clause
 """What moves leave whose process has ended: status says what it means, forget removes it, and refuses where it is needed."""
+import json
+import os
+
 from harness import main, wire
 from harness.resumed import Resumed
 
@@ -48,6 +51,10 @@ class Forget(Resumed):
                                guest_pid=self.source.pid, guest_lives=True)
         self.assertIn(f"send ... --resume {self.session}", detail)
         self.assert_refused(self.source_run, says=f"send ... --resume {self.session}.*--force")
+        record = json.loads((self.source_run / f"{self.session}.source.record").read_text())
+        self.assertEqual(record["pid"], self.source.pid)
+        self.assertEqual(record["pid_ns"], os.stat(f"/proc/{self.source.pid}/ns/pid").st_ino)
+        self.assertGreater(record["started"], 0)
         self.assertEqual(self.source.status(), "postmigrate")
         self.forget(self.destination_run)
         # There is nothing to protect any more.
