@@ -13,7 +13,7 @@
  * proceed (TP_CAP_TARGET_PROGRESS) its owner calls tp_lane_poll() or tp_lane_wait()
  * all the time; the engine does so for every lane on both sides.
  *
- * Laws (tests/conformance/conf_transport.c has a test of each number):
+ * Laws (tests/conformance/conf_transport*.c has a test of each number):
  *  T1  post_* accepts a prefix of the batch and returns its length, at least 1, or
  *      returns a negative code having accepted nothing.
  *  T2  -EAGAIN means: queue full, poll first.  It changes nothing.
