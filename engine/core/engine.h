@@ -632,6 +632,13 @@ void eng_pull_abandon(struct mf_session *s, struct eng_pull *pull);
 /* After the commit and a failure: faults go on waiting. */
 void eng_pull_leave(struct mf_session *s, struct eng_pull *pull);
 void eng_pull_finish(struct mf_session *s, struct eng_pull *pull);
+
+/* present.c: region->present, in a file that survives us. */
+void eng_present_path(const char *run_dir, const char *session, char *ret, size_t cap);
+/* What is not to do is present. */
+int eng_present_create(struct mf_session *s, struct mf_error *err);
+/* What another process has left: what is not present is to do, also what that one was fetching. */
+int eng_present_open(struct mf_session *s, struct mf_error *err);
 /* Who goes on after a crash does not need it any more: the record says that all is there. */
 void eng_present_remove(const struct mf_session *s);
 bool eng_present_exists(const struct mf_session *s);

@@ -120,7 +120,7 @@ static void judge(const char *run_dir, struct mf_leftover *l)
 	l->postcopy = found.postcopy;
 	l->pid = found.guest.pid;
 	l->guest_lives = base_process_lives(&found.guest);
-	(void)snprintf(path, sizeof(path), "%s/%s.present", run_dir, l->session);
+	eng_present_path(run_dir, l->session, path, sizeof(path));
 	if (l->side == MF_SOURCE)
 		judge_source(l);
 	else

@@ -17,11 +17,9 @@
  */
 #include <assert.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 
 #include "base/cleanup.h"
 #include "base/clock.h"
@@ -57,7 +55,6 @@ struct eng_pull {
 	struct mf_session *session;
 	struct eng_job fault_job, bulk_job;
 	struct pgr_range range[MF_REGIONS_MAX];
-	char present_path[512];
 	void *zeroes; /* a page of the largest size, for private memory */
 	size_t zeroes_len;
 	uint64_t started_us;
@@ -530,11 +527,6 @@ static int pull_missing(struct eng_lane *lane, void *ctx)
 
 /* ---- setting up and ending ---- */
 
-static uint64_t round_up(uint64_t n, uint64_t to)
-{
-	return (n + to - 1) / to * to;
-}
-
 static int map_zeroes(struct eng_pull *p, struct mf_error *err)
 {
 	if (!p->zeroes_len)
@@ -544,80 +536,6 @@ static int map_zeroes(struct eng_pull *p, struct mf_error *err)
 		return base_error_sys(err, -errno, MF_SCOPE_HOST, "a page of zeroes");
 	p->zeroes = map;
 	return 0;
-}
-
-static void present_path(const struct mf_session *s, char *ret, size_t cap)
-{
-	(void)snprintf(ret, cap, "%s/%s.present", s->run_dir, s->report.session);
-}
-
-static uint64_t present_bytes(const struct mf_session *s)
-{
-	uint64_t bytes = 0;
-	for (uint32_t i = 0; i < s->memory.n; i++)
-		bytes += round_up(bitmap_words(s->memory.region[i].pages) * 8, 4096);
-	return bytes;
-}
-
-static int map_present(struct eng_pull *p, int fd, struct mf_error *err)
-{
-	struct mf_session *s = p->session;
-	off_t at = 0;
-	for (uint32_t i = 0; i < s->memory.n; i++) {
-		struct eng_region *region = &s->memory.region[i];
-		size_t len = bitmap_words(region->pages) * 8;
-		void *map = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, fd, at);
-		if (map == MAP_FAILED)
-			return base_error_sys(err, -errno, MF_SCOPE_HOST, "%s", p->present_path);
-		region->present = map;
-		at += (off_t)round_up(len, 4096);
-	}
-	return 0;
-}
-
-static int create_present(struct eng_pull *p, struct mf_error *err)
-{
-	struct mf_session *s = p->session;
-	(void)mkdir(s->run_dir, 0700);
-	base_autofd fd = open(p->present_path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-	if (fd < 0)
-		return base_error_sys(err, -errno, MF_SCOPE_HOST, "%s", p->present_path);
-	/* Allocated now: a full disk must not become a SIGBUS later. */
-	int r = -posix_fallocate(fd, 0, (off_t)present_bytes(s));
-	if (r < 0)
-		return base_error_sys(err, r, MF_SCOPE_HOST, "%s", p->present_path);
-	r = map_present(p, fd, err);
-	for (uint32_t i = 0; r == 0 && i < s->memory.n; i++) {
-		struct eng_region *region = &s->memory.region[i];
-		for (size_t w = 0; w < bitmap_words(region->pages); w++)
-			region->present[w] = ~region->todo[w];
-	}
-	return r;
-}
-
-/* What another process has left: pages that it was fetching are missing, too. */
-static int open_present(struct eng_pull *p, struct mf_error *err)
-{
-	struct mf_session *s = p->session;
-	struct stat st;
-	base_autofd fd = open(p->present_path, O_RDWR | O_CLOEXEC);
-	if (fd < 0 || fstat(fd, &st))
-		return base_error_sys(err, -errno, MF_SCOPE_HOST,
-				      "%s, which tells the pages that are missing",
-				      p->present_path);
-	if ((uint64_t)st.st_size != present_bytes(s))
-		return base_error(err, -EBADMSG, MF_SCOPE_HOST,
-				  "%s is of a guest with other memory than this one",
-				  p->present_path);
-	int r = map_present(p, fd, err);
-	for (uint32_t i = 0; r == 0 && i < s->memory.n; i++) {
-		struct eng_region *region = &s->memory.region[i];
-		for (uint64_t n = 0; n < region->pages; n++) {
-			if (!bitmap_test(region->present, n))
-				bitmap_set(region->todo, n, 1);
-		}
-	}
-	return r;
 }
 
 /* Ranges with something missing, in granules: few registrations, and whole stretches that are
@@ -695,7 +613,6 @@ static int create_pull(struct mf_session *s, struct eng_pull **ret, struct mf_er
 		return base_error(err, -ENOMEM, MF_SCOPE_SESSION, "out of memory");
 	p->session = s;
 	*ret = p;
-	present_path(s, p->present_path, sizeof(p->present_path));
 	p->fault_job.run = serve_faults;
 	p->fault_job.ctx = p;
 	p->fault_job.even_failed = true; /* lets the loading guest through */
@@ -738,7 +655,7 @@ int eng_pull_start(struct mf_session *s, struct eng_pull **ret, struct mf_error 
 	count_missing(p);
 	r = map_zeroes(p, err);
 	if (r == 0)
-		r = create_present(p, err);
+		r = eng_present_create(s, err);
 	if (r == 0)
 		r = eng_open_userfaultfd(s, &s->pager_uffd, err);
 	if (r == 0)
@@ -766,7 +683,7 @@ int eng_pull_take_over(struct mf_session *s, struct eng_pull **ret, struct mf_er
 	s->pulling = true;
 	atomic_store_explicit(&p->fate, COMMITTED, memory_order_relaxed);
 	atomic_store_explicit(&p->session_gives, true, memory_order_relaxed);
-	r = open_present(p, err);
+	r = eng_present_open(s, err);
 	if (r < 0)
 		return r;
 	count_missing(p);
@@ -888,20 +805,6 @@ int eng_pull_all(struct mf_session *s, struct eng_pull *p, struct mf_error *err)
 			atomic_exchange_explicit(&p->mismatches, 0, memory_order_relaxed);
 	}
 	return r;
-}
-
-bool eng_present_exists(const struct mf_session *s)
-{
-	char path[512];
-	present_path(s, path, sizeof(path));
-	return access(path, F_OK) == 0;
-}
-
-void eng_present_remove(const struct mf_session *s)
-{
-	char path[512];
-	present_path(s, path, sizeof(path));
-	(void)unlink(path);
 }
 
 void eng_pull_finish(struct mf_session *s, struct eng_pull *p)
