@@ -12,6 +12,8 @@ USAGE = 2
 
 
 class Forget(Resumed):
+    slow = "--max-bandwidth", "1M"  # pages are to be missing as long as there are questions
+
     def leftovers(self, run):
         status = self.tell("status", run=run)
         return [e for e in status.events if e["event"] == "leftover"]
