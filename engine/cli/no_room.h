@@ -11,7 +11,7 @@
 
 /* For the rest of this process.  0 or a negative code. */
 int cli_no_room_watch(enum mf_side side, struct mf_error *err);
-/* From MF_PHASE_HANDOFF on something may be committed; session then names what --resume takes.  One thread calls this. */
-void cli_no_room_phase(enum mf_phase phase, const char *session);
+/* Its record, where there is one, says that something may be committed; "": it has no name yet.  One thread calls this. */
+void cli_no_room_session(const char *run_dir, const char *session);
 
 #endif

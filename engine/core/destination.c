@@ -544,6 +544,9 @@ static int destination_fail(struct mf_session *s, struct plan *plan, int code, s
 		why = *err;
 	else
 		base_error_sys(&why, code, MF_SCOPE_SESSION, "%s", eng_state_name(s->state));
+	const char *full = eng_memory_without_room(s);
+	if (full)
+		base_error_prefix(&why, "region %s has no room, its file system is full: ", full);
 	if (was_ready)
 		/* A COMMIT may be under way: what answers it must be on disk first. */
 		(void)eng_record_write(s, ENG_RECORD_ABORTED, plan->postcopy, NULL);

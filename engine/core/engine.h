@@ -374,7 +374,6 @@ ssize_t eng_guest_list_needs(struct mf_session *s, void *bytes, size_t cap, stru
 int eng_guest_check_needs(struct mf_session *s, const void *bytes, size_t len,
 			  struct mf_finding *ret, unsigned cap, struct mf_error *err);
 void eng_guest_take_written(struct mf_session *s); /* into todo */
-/* Its process is there; one that nobody has waited for yet counts as ended. */
 /* Of another process that has died; instead of prepare(). */
 int eng_guest_take_over(struct mf_session *s, bool *ret_runs, struct mf_error *err);
 /* Whether it ran when it was paused; from then on, at the destination from load_state() on. */
@@ -435,6 +434,9 @@ void eng_memory_unmap(struct mf_session *s);
 /* 1: private memory of this process, 0: shared, or known by its file; negative: it cannot be moved, and why. */
 int eng_region_is_private(const struct mf_region *d, struct mf_error *err);
 /* Destination: the whole RAM becomes holes. */
+/* The region whose file system is full; NULL: none.  A hole of it that is touched is EFAULT in a system call, which a transport
+ * takes for the end of its lane, or SIGBUS. */
+const char *eng_memory_without_room(const struct mf_session *s);
 int eng_memory_empty(struct mf_session *s, struct mf_error *err);
 /* The next bytes [from, to) of the region, at or after `at`, that may hold something; false: there are none. */
 bool eng_region_next_data(const struct eng_region *r, uint64_t at, uint64_t *ret_from,

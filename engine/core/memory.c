@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/statvfs.h>
 
 #include "base/cleanup.h"
 #include "base/maps.h"
@@ -191,6 +192,18 @@ static int empty_region(const struct eng_region *r)
 		return madvise(r->map, d->size, r->is_private ? MADV_DONTNEED : MADV_REMOVE);
 	return fallocate(d->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)d->offset,
 			 (off_t)d->size);
+}
+
+const char *eng_memory_without_room(const struct mf_session *s)
+{
+	for (uint32_t i = 0; i < s->memory.n; i++) {
+		const struct mf_region *d = &s->memory.region[i].desc;
+		struct statvfs fs;
+		if (d->fd >= 0 && d->page_size <= ENG_PAGE && fstatvfs(d->fd, &fs) == 0 &&
+		    fs.f_blocks && !fs.f_bavail)
+			return d->name;
+	}
+	return NULL;
 }
 
 int eng_memory_empty(struct mf_session *s, struct mf_error *err)

@@ -247,6 +247,12 @@ int eng_destination_recover(struct mf_session *s, struct mf_error *err)
 		 "no connection to the source: the guest waits for pages; listening for the "
 		 "source, for up to %llu s",
 		 (unsigned long long)(s->params.recover_timeout_ms / 1000));
+	const char *full = eng_memory_without_room(s);
+	if (full)
+		eng_emit(s, MF_EVENT_NOTICE,
+			 "region %s has no room for what is missing, its file system is full: make "
+			 "some, and the move goes on",
+			 full);
 	while (!guest_is_gone(s) && !is_lost && !is_over(s)) {
 		struct mf_error why = { 0 };
 		uint64_t slice = base_deadline_ms(1000);
@@ -281,6 +287,13 @@ int eng_destination_recover(struct mf_session *s, struct mf_error *err)
 				  "the guest's process (pid %d) has ended in post-copy: neither "
 				  "host has all of its memory",
 				  (int)s->guest.pid);
+	full = eng_memory_without_room(s);
+	if (full)
+		return base_error(
+			err, -MF_EPAUSED, MF_SCOPE_SESSION,
+			"region %s has no room for pages that are missing, its file system "
+			"is full: make some, then memferry receive ... --resume %s goes on",
+			full, s->report.session);
 	return base_error(err, -MF_EPAUSED, MF_SCOPE_SESSION,
 			  "the source was lost in post-copy; the guest waits for pages that only "
 			  "the source has: keep both monitors as they are; memferry receive ... "

@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-2-Clause
-"""Guest RAM on a file system that has no room for it: found before the move, or when something else fills it meanwhile."""
+"""
+Guest RAM on a file system that has no room for it: found before the move, or when something else fills it meanwhile.  Then a
+system call that meets a hole fails, which costs a lane, and any other touch of one is a SIGBUS: what is said is the same.
+"""
 import os
 import signal
 import subprocess
@@ -36,10 +39,10 @@ class Room(Resumed):
         info = os.statvfs(self.mount)
         self.resize((info.f_blocks - info.f_bfree) * info.f_frsize + room)
 
-    def move(self, *args):
-        self.receiver = self.receive(self.destination, *self.slow, *ALERT)
+    def move(self, *args, slow=Resumed.slow):
+        self.receiver = self.receive(self.destination, *slow, *ALERT, "--recover-timeout", "1500")
         self.address = self.receiver.address()
-        self.sender = self.send(self.address, self.source, *self.slow, *ALERT, *args)
+        self.sender = self.send(self.address, self.source, *slow, *ALERT, *args)
 
     def test_too_little_is_refused(self):
         self.pair_on(SIZE // 2)
@@ -54,14 +57,20 @@ class Room(Resumed):
         self.assert_unharmed(self.source)
 
     def test_filled_in_precopy(self):
-        self.pair_on(2 * SIZE)
-        self.move("--mode", "precopy")
-        self.sender.event("phase", phase="precopy")
-        self.leave(4 * MIB)
-        self.assertEqual(self.sender.wait(), FAILED, self.sender.transcript())
-        self.assertEqual(self.receiver.wait(), FAILED, self.receiver.transcript())
-        self.assertRegex(self.assert_one_sentence(self.receiver), "no room")
-        self.assert_unharmed(self.source)
+        """Slowly, in small operations, and with all that the lanes carry."""
+        for slow in self.slow, ():
+            with self.subTest(slow=slow):
+                self.pair_on(2 * SIZE)
+                self.move("--mode", "precopy", slow=slow)
+                self.sender.event("phase", phase="prepare")
+                self.leave(4 * MIB)
+                self.assertEqual(self.sender.wait(), FAILED, self.sender.transcript())
+                self.assertEqual(self.receiver.wait(), FAILED, self.receiver.transcript())
+                self.assertRegex(self.assert_one_sentence(self.receiver), "no room")
+                self.assert_unharmed(self.source)
+                self.kill_all()
+                subprocess.run(["umount", "-l", self.mount], check=True)
+        self.pair_on(SIZE)  # for the clean-up
 
     def test_filled_in_postcopy(self):
         self.pair_on(2 * SIZE)
