@@ -12,16 +12,30 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/reach.h"
 
 /* The state is field 3, behind a name that may have blanks and brackets in it; the start is field 22. */
 #define FIELDS_BETWEEN 19
 
+/* Another time namespace than the host's counts from another moment. */
+static bool is_time_shifted(void)
+{
+	char text[128];
+	long long seconds, ns;
+	base_autofd fd = open("/proc/self/timens_offsets", O_RDONLY | O_CLOEXEC);
+	ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+	text[n > 0 ? n : 0] = '\0';
+	const char *at = strstr(text, "boottime");
+	return at && sscanf(at, "boottime %lld %lld", &seconds, &ns) == 2 && (seconds || ns);
+}
+
 static uint64_t start_of(int pid)
 {
-	char path[32], text[1024];
+	char text[1024];
 	uint64_t started = 0;
-	(void)snprintf(path, sizeof(path), "/proc/%d/stat", pid);
-	base_autofd fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (is_time_shifted())
+		return 0;
+	base_autofd fd = base_reach_open(pid, 0, BASE_REACH_STAT);
 	ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
 	text[n > 0 ? n : 0] = '\0';
 	const char *at = strrchr(text, ')');
@@ -64,7 +78,11 @@ bool base_process_lives(const struct base_process *process)
 		return true;
 	base_autofd fd = (int)syscall(SYS_pidfd_open, process->pid, 0);
 	struct pollfd p = { .fd = fd, .events = POLLIN };
-	if (fd < 0)
-		return errno != ESRCH;
-	return poll(&p, 1, 0) == 0 && base_process_is(process, process->pid);
+	int r;
+	if (fd < 0) /* none, or the number is a thread's by now */
+		return errno != ESRCH && errno != EINVAL && errno != ENOENT;
+	do
+		r = poll(&p, 1, 0);
+	while (r < 0 && errno == EINTR);
+	return r != 1 && base_process_is(process, process->pid);
 }

@@ -33,6 +33,7 @@ int base_reach_open(pid_t pid, pid_t tid, enum base_reach_file file)
 		[BASE_REACH_PAGEMAP] = { "pagemap", O_RDONLY },
 		[BASE_REACH_CLEAR_REFS] = { "clear_refs", O_WRONLY },
 		[BASE_REACH_MOUNTINFO] = { "mountinfo", O_RDONLY },
+		[BASE_REACH_STAT] = { "stat", O_RDONLY },
 	};
 	const struct base_reach *by = base_reach_helper(pid);
 	char path[96];

@@ -19,6 +19,7 @@ enum base_reach_file {
 	BASE_REACH_PAGEMAP,
 	BASE_REACH_CLEAR_REFS, /* for writing */
 	BASE_REACH_MOUNTINFO,
+	BASE_REACH_STAT,  /* hidden where /proc hides what is another user's */
 	BASE_REACH_FILES, /* how many there are */
 };
 

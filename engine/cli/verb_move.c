@@ -52,7 +52,7 @@ static void on_event(void *ctx, const struct mf_event *event)
 
 	if (event->type == MF_EVENT_PHASE) {
 		view_progress(move->session, &now);
-		cli_no_room_phase(event->phase, now.session);
+		cli_no_room_session(move->run_dir.path, now.session);
 	}
 	cli_show_event(move->show, event);
 }
@@ -194,8 +194,11 @@ static int create_without_guest(struct move *move, struct mf_error *err)
 
 	*err = (struct mf_error){ 0 };
 	int r = create_session(move, err);
-	if (r == -MF_EREFUSED)
-		*err = why; /* it lives, but cannot be talked to */
+	if (r == -MF_EREFUSED) { /* it lives, but cannot be talked to */
+		struct mf_error refused = *err;
+		*err = (struct mf_error){ 0 };
+		(void)base_error(err, why.code, why.scope, "%s; %s", why.msg, refused.msg);
+	}
 	return r ? err->code : 0;
 }
 

@@ -331,11 +331,12 @@ int eng_guest_take_over(struct mf_session *s, bool *ret_runs, struct mf_error *e
 				  "there is nothing to go on with",
 				  s->guest.kind);
 	if (!base_process_is(&s->record.guest, s->guest.pid))
-		return base_error(err, -MF_EREFUSED, MF_SCOPE_HOST,
-				  "%.40s (pid %d) is not the one that had the guest of session %s "
-				  "(pid %d)",
-				  s->guest.monitor, (int)s->guest.pid, s->report.session,
-				  s->record.guest.pid);
+		return base_error(
+			err, -MF_EREFUSED, MF_SCOPE_HOST,
+			"%.40s (pid %d) is not the one that had the guest of session %s "
+			"(pid %d%s)",
+			s->guest.monitor, (int)s->guest.pid, s->report.session, s->record.guest.pid,
+			base_process_is_ours(&s->record.guest) ? "" : ", in another namespace");
 	return (int)make(s, (struct call){ .what = TAKE_OVER, .runs = ret_runs, .err = err });
 }
 

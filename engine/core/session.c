@@ -484,6 +484,21 @@ static void destroyp(struct mf_session **s)
 	mf_session_destroy(*s);
 }
 
+/* --resume: what is recorded is not all, something of the guest is to be looked at or done. */
+static bool takes_guest(const struct mf_session *s)
+{
+	switch (s->record.what) {
+	case ENG_RECORD_ABORTED:
+		return false;
+	case ENG_RECORD_RUNNING:
+		return s->record.postcopy;
+	case ENG_RECORD_COMPLETE: /* touches may wait in pages that came */
+		return s->record.postcopy && eng_present_exists(s);
+	default:
+		return true;
+	}
+}
+
 int mf_session_create(const struct mf_session_params *given, struct mf_session **ret_session,
 		      struct mf_error *err)
 {
@@ -551,21 +566,18 @@ int mf_session_create(const struct mf_session_params *given, struct mf_session *
 		r = eng_record_read(s, &s->record, err);
 		if (r < 0)
 			return r;
-		if (!base_process_is_ours(&s->record.guest))
-			return base_error(
-				err, -MF_EREFUSED, MF_SCOPE_HOST,
-				"session %s: its guest (pid %d) is known by that number in "
-				"another pid namespace; go on there",
-				s->report.session, s->record.guest.pid);
 		r = eng_sealing_resume(s, err);
 		if (r < 0)
 			return r;
 		s->guest_has_ended = !params->guest.ops;
-		if (s->guest_has_ended && base_process_lives(&s->record.guest))
-			return base_error(err, -MF_EREFUSED, MF_SCOPE_HOST,
-					  "session %s: its guest (pid %d) lives: it takes that to "
-					  "go on",
-					  s->report.session, s->record.guest.pid);
+		if (s->guest_has_ended && takes_guest(s) && base_process_lives(&s->record.guest))
+			return base_error(
+				err, -MF_EREFUSED, MF_SCOPE_HOST,
+				"session %s: its guest (pid %d%s) %s: it takes that to go on",
+				s->report.session, s->record.guest.pid,
+				base_process_is_ours(&s->record.guest) ? ""
+								       : ", in another namespace",
+				base_process_is_ours(&s->record.guest) ? "lives" : "may live");
 	} else if (params->side == MF_SOURCE) {
 		name_session(s);
 	}
