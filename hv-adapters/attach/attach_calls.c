@@ -472,16 +472,16 @@ int attach_open_mapping(pid_t pid, const struct attach_mapping *m)
 
 int attach_kill(pid_t pid, int pidfd)
 {
-	if (helper_is_used(pid)) {
-		struct helper_request q = { .op = HELPER_KILL, .pid = pid };
-		struct helper_reply a;
-		struct pollfd p = { .fd = pidfd, .events = POLLIN };
-		if (helper_call(&q, &a, NULL, HELPER_FILE_MS, NULL) >= 0)
-			return 0;
-		/* It is gone or hangs.  The filter lets us do it by number, which is the target's own while that has not ended. */
-		if (pidfd < 0 || poll(&p, 1, 0) != 0)
-			return -ESRCH;
-		return kill(pid, SIGKILL) < 0 ? -errno : 0;
-	}
-	return pidfd_send_signal(pidfd, SIGKILL, NULL, 0) < 0 ? -errno : 0;
+	struct helper_request q = { .op = HELPER_KILL, .pid = pid };
+	struct helper_reply a;
+	struct pollfd p = { .fd = pidfd, .events = POLLIN };
+	int r = helper_is_used(pid) ? helper_call(&q, &a, NULL, HELPER_FILE_MS, NULL)
+				    : pidfd_send_signal(pidfd, SIGKILL, NULL, 0);
+	if (r >= 0)
+		return 0;
+	/* The helper is gone or hangs, or a filter denies us that call.  By number, which is the target's own while that has not
+	 * ended. */
+	if (pidfd < 0 || poll(&p, 1, 0) != 0)
+		return -ESRCH;
+	return kill(pid, SIGKILL) < 0 ? -errno : 0;
 }
