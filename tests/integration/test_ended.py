@@ -9,6 +9,8 @@ from harness.resumed import Resumed
 
 FAILED = 1
 UNFINISHED = 4
+# A pid namespace of its own, as a container has.
+ELSEWHERE = "unshare", "--pid", "--fork", "--mount-proc"
 
 
 class Ended(Resumed):
@@ -45,7 +47,7 @@ class Ended(Resumed):
         self.assertEqual(self.receiver.wait(), FAILED, self.receiver.transcript())
         self.destination.wait()
         self.source.kill()
-        self.resume_receive()
+        self.resume_receive(within=ELSEWHERE)  # it takes no guest to say so
         self.resume_send()
         self.assert_ends(self.sender, FAILED, "aborted", "has ended here meanwhile: it runs nowhere")
         self.assert_ends(self.receiver, FAILED, "aborted", "was not committed here")
@@ -102,9 +104,11 @@ class Ended(Resumed):
         self.end(self.sender)
         self.source.qmp_path.rename(self.source.qmp_path.with_suffix(".moved"))
         elsewhere = self.memferry("send", "send", self.address, "--guest", f"qemu:{self.source.qmp_path}", "--insecure",
-                                  "--resume", self.session, within=("unshare", "--pid", "--fork", "--mount-proc"))
+                                  "--resume", self.session, within=ELSEWHERE)
         self.assertEqual(elsewhere.wait(), FAILED, elsewhere.transcript())
-        self.assertIn(str(self.source.qmp_path), self.assert_one_sentence(elsewhere))
+        sentence = self.assert_one_sentence(elsewhere)
+        self.assertIn(str(self.source.qmp_path), sentence)
+        self.assertIn(f"(pid {self.source.pid}, in another namespace) may live", sentence)
         self.source.qmp_path.with_suffix(".moved").rename(self.source.qmp_path)
         self.resume_send()
         self.assert_whole()

@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <linux/capability.h>
 #include <poll.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -16,6 +17,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/pidfd.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
@@ -29,6 +31,7 @@
 #include "base/clock.h"
 #include "base/maps.h"
 #include "base/privilege.h"
+#include "base/process.h"
 #include "base/reach.h"
 #include "hv-adapters/attach/helper.h"
 #include "hv-adapters/attach/helper_wire.h"
@@ -210,6 +213,10 @@ static int use_all(struct mf_error *err)
 		    sizeof(entry) ||
 	    entry >> 63)
 		return base_error(err, -EIO, MF_SCOPE_HOST, "the page is still there");
+	struct base_process who;
+	base_process_identify(pid, &who);
+	if (!who.started || !base_process_lives(&who))
+		return base_error(err, -ESRCH, MF_SCOPE_HOST, "when it was started");
 	if (base_reach_has_vhost(pid) != 0)
 		return base_error(err, -EIO, MF_SCOPE_HOST, "vhost");
 	if ((r = base_freeze_open(pid, &freeze, err)) < 0)
@@ -233,13 +240,25 @@ static void test_it_does_what_is_needed(void **state)
 	end_target();
 }
 
+/* As the unit has it (ProtectProc=invisible): who has no privilege sees nobody else's processes. */
+static int hide_processes(struct mf_error *err)
+{
+	if (unshare(CLONE_NEWNS) || mount(NULL, "/proc", NULL, MS_REC | MS_PRIVATE, NULL) ||
+	    mount("proc", "/proc", "proc", 0,
+		  "hidepid=invisible,gid=65534")) /* root's group is exempt else */
+		return base_error_sys(err, -errno, MF_SCOPE_HOST, "/proc");
+	return 0;
+}
+
 /* In a child, which must not be able to do it alone: then nobody helped. */
 static int use_without_privilege(void)
 {
 	struct mf_error err = { 0 };
 	struct mf_attach *helper = NULL;
 	struct base_filter_pids pids = { 0 };
-	int r = attach_helper_start(target.pid, &helper, &err);
+	int r = hide_processes(&err);
+	if (r == 0)
+		r = attach_helper_start(target.pid, &helper, &err);
 	pids.pid[0] = attach_helper_pid(helper);
 	if (r == 0)
 		r = base_keep_capabilities(0, &err);

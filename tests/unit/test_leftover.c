@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -12,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -235,6 +237,33 @@ static void others_are_not_touched(void **state)
 	assert_int_equal(mf_leftovers("/nonexistent", all, sizeof(all[0]), 4, NULL), 0);
 }
 
+static void *tell_tid(void *fds)
+{
+	pid_t tid = (pid_t)syscall(SYS_gettid);
+	char end;
+	assert_int_equal(write(((int *)fds)[1], &tid, sizeof(tid)), sizeof(tid));
+	assert_int_equal(read(((int *)fds)[2], &end, 1), 0); /* until it is closed */
+	return NULL;
+}
+
+static void a_thread_is_not_a_process(void **state)
+{
+	int fds[4];
+	pthread_t thread;
+	struct base_process it = { 0 };
+	(void)state;
+	assert_int_equal(pipe2(fds, O_CLOEXEC), 0);
+	assert_int_equal(pipe2(fds + 2, O_CLOEXEC), 0);
+	assert_int_equal(pthread_create(&thread, NULL, tell_tid, fds), 0);
+	assert_int_equal(read(fds[0], &it.pid, sizeof(it.pid)), sizeof(it.pid));
+	assert_true(it.pid != getpid());
+	assert_false(base_process_lives(&it));
+	(void)close(fds[3]);
+	assert_int_equal(pthread_join(thread, NULL), 0);
+	for (int i = 0; i < 3; i++)
+		(void)close(fds[i]);
+}
+
 /* A number that another process has by now is no guest that lives; one of another namespace may be. */
 static void a_number_is_not_a_process(void **state)
 {
@@ -274,6 +303,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(each_record_means_what_it_should),
 		cmocka_unit_test(a_number_is_not_a_process),
+		cmocka_unit_test(a_thread_is_not_a_process),
 		cmocka_unit_test(a_guest_has_ended_for_certain),
 		cmocka_unit_test(files_without_a_record_go),
 		cmocka_unit_test(who_holds_the_lock_is_let_alone),

@@ -37,10 +37,10 @@ class Resumed(Case):
         self.sender = self.send(self.address, self.source, *self.alert, "--resume", self.session, *args)
         return self.sender
 
-    def resume_receive(self, *args):
+    def resume_receive(self, *args, within=()):
         self.receiver = self.memferry("receive", "receive", "--listen", self.address, "--guest",
                                       f"qemu:{self.destination.qmp_path}", "--insecure", *self.slow, *self.alert, "--resume",
-                                      self.session, *args, run=self.destination_run)
+                                      self.session, *args, run=self.destination_run, within=within)
         return self.receiver
 
     def end(self, process):
