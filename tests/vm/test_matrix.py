@@ -11,7 +11,7 @@ from harness import Ram, main, timeout
 from harness.qemu import MIB
 
 MODES = "hybrid", "precopy", "postcopy", "warm", "cold"
-LANES = (1, 2, 4) if KERNEL >= (6, 7) else (2,)  # what lanes do is no matter of the kernel
+LANES = (1, 4) if KERNEL >= (6, 7) else (2,)  # what lanes do is no matter of the kernel
 FULL = "--verify", "full"
 SIZE = 24 * MIB
 DEMO = "demo:24M"
