@@ -737,7 +737,8 @@ static void report_rails(struct mf_session *s)
 		(void)snprintf(to->device, sizeof(to->device), "%s", rail->device);
 		(void)snprintf(to->local, sizeof(to->local), "%.63s", rail->local);
 		(void)snprintf(to->peer, sizeof(to->peer), "%.63s", rail->peer);
-		to->lost = is_lost(rail) && rail->told_lost;
+		/* One that is connected again counts when it is used again. */
+		to->lost = rail->told_lost;
 		for (uint32_t i = 0; rail->lane && i < eng_lanes_per_rail(s); i++)
 			report_lane(rep, &rail->lane[i]);
 	}
