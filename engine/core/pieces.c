@@ -510,6 +510,7 @@ void eng_register_usable(struct eng_rail *rail)
 	rail->told_lost = false;
 	eng_emit(rail->session, MF_EVENT_NOTICE, "%s%s%s is back", rail->tp->kind,
 		 rail->device[0] ? " over " : "", rail->device);
+	eng_rails_note_lost(rail->session); /* the transport that is reported follows at once */
 }
 
 int eng_pump(struct mf_session *s, struct mf_error *err)
