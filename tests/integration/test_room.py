@@ -56,21 +56,22 @@ class Room(Resumed):
             self.assertNotEqual(receive.wait(), 0, receive.transcript())
         self.assert_unharmed(self.source)
 
+    def fill_in_precopy(self, slow):
+        self.pair_on(2 * SIZE)
+        self.move("--mode", "precopy", slow=slow)
+        self.sender.event("phase", phase="prepare")
+        self.leave(4 * MIB)
+        self.assertEqual(self.sender.wait(), FAILED, self.sender.transcript())
+        self.assertEqual(self.receiver.wait(), FAILED, self.receiver.transcript())
+        self.assertRegex(self.assert_one_sentence(self.receiver), "no room")
+        self.assert_unharmed(self.source)
+
     def test_filled_in_precopy(self):
-        """Slowly, in small operations, and with all that the lanes carry."""
-        for slow in self.slow, ():
-            with self.subTest(slow=slow):
-                self.pair_on(2 * SIZE)
-                self.move("--mode", "precopy", slow=slow)
-                self.sender.event("phase", phase="prepare")
-                self.leave(4 * MIB)
-                self.assertEqual(self.sender.wait(), FAILED, self.sender.transcript())
-                self.assertEqual(self.receiver.wait(), FAILED, self.receiver.transcript())
-                self.assertRegex(self.assert_one_sentence(self.receiver), "no room")
-                self.assert_unharmed(self.source)
-                self.kill_all()
-                subprocess.run(["umount", "-l", self.mount], check=True)
-        self.pair_on(SIZE)  # for the clean-up
+        self.fill_in_precopy(())
+
+    def test_filled_in_slow_precopy(self):
+        """In operations of a few pages."""
+        self.fill_in_precopy(self.slow)
 
     def test_filled_in_postcopy(self):
         self.pair_on(2 * SIZE)
