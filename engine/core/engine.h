@@ -272,6 +272,8 @@ struct mf_session {
 	char *address, *run_dir, *transport, *tracker_name;
 
 	struct mf_guest guest;
+	/* Found when it was described: records are written in the downtime. */
+	struct base_process guest_process;
 	enum eng_state state;      /* session thread; eng_set_state() only */
 	_Atomic uint32_t requests; /* bits 1 << enum mf_request */
 	int event_fd;

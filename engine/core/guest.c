@@ -176,6 +176,8 @@ static int check_description(const struct mf_session *s, struct mf_error *err)
 int eng_guest_describe(struct mf_session *s, struct mf_error *err)
 {
 	int r = (int)make(s, (struct call){ .what = DESCRIBE, .err = err });
+	if (r >= 0)
+		base_process_identify((int)s->guest.pid, &s->guest_process);
 	return r < 0 ? r : check_description(s, err);
 }
 

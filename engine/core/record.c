@@ -102,9 +102,7 @@ static int lock(struct mf_session *s, int flags)
 
 static void say(struct mf_session *s, enum eng_record what, bool postcopy, char text[TEXT_MAX])
 {
-	struct base_process guest = s->record.guest;
-	if (s->guest.pid)
-		base_process_identify(s->guest.pid, &guest);
+	const struct base_process *guest = s->guest.pid ? &s->guest_process : &s->record.guest;
 	(void)snprintf(text, TEXT_MAX,
 		       "{\"version\":4,\"session\":\"%s\",\"side\":\"%s\",\"state\":\"%s\","
 		       "\"postcopy\":%s,\"ran\":%s,\"sealing\":%d,\"pid\":%d,"
@@ -112,8 +110,8 @@ static void say(struct mf_session *s, enum eng_record what, bool postcopy, char 
 		       "\"time\":%lld}\n",
 		       s->report.session, side_name(s->params.side), names[what],
 		       postcopy ? "true" : "false", eng_guest_ran(s) ? "true" : "false",
-		       (int)s->report.sealing, guest.pid, guest.started, guest.pid_ns, s->peer_name,
-		       (long long)time(NULL));
+		       (int)s->report.sealing, guest->pid, guest->started, guest->pid_ns,
+		       s->peer_name, (long long)time(NULL));
 }
 
 /* A promise that may not stay must not be found later, but what was promised before must.  What follows a promise only
