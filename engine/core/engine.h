@@ -436,6 +436,8 @@ void eng_memory_unmap(struct mf_session *s);
 /* 1: private memory of this process, 0: shared, or known by its file; negative: it cannot be moved, and why. */
 int eng_region_is_private(const struct mf_region *d, struct mf_error *err);
 /* Destination: the whole RAM becomes holes. */
+/* Bytes that are left on the file system behind a region; false: it has none, or no limit. */
+bool eng_region_room(const struct mf_region *d, uint64_t *ret);
 /* The region whose file system is full; NULL: none.  A hole of it that is touched is EFAULT in a system call, which a transport
  * takes for the end of its lane, or SIGBUS. */
 const char *eng_memory_without_room(const struct mf_session *s);

@@ -194,13 +194,22 @@ static int empty_region(const struct eng_region *r)
 			 (off_t)d->size);
 }
 
+bool eng_region_room(const struct mf_region *d, uint64_t *ret)
+{
+	struct statvfs fs;
+	/* Huge pages were reserved by who mapped them; the kernel's own tmpfs, for a memfd, has no blocks to count. */
+	if (d->fd < 0 || d->page_size > ENG_PAGE || fstatvfs(d->fd, &fs) || !fs.f_blocks)
+		return false;
+	*ret = (uint64_t)fs.f_bavail * fs.f_frsize;
+	return true;
+}
+
 const char *eng_memory_without_room(const struct mf_session *s)
 {
 	for (uint32_t i = 0; i < s->memory.n; i++) {
 		const struct mf_region *d = &s->memory.region[i].desc;
-		struct statvfs fs;
-		if (d->fd >= 0 && d->page_size <= ENG_PAGE && fstatvfs(d->fd, &fs) == 0 &&
-		    fs.f_blocks && !fs.f_bavail)
+		uint64_t room;
+		if (eng_region_room(d, &room) && !room)
 			return d->name;
 	}
 	return NULL;

@@ -9,7 +9,6 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
-#include <sys/statvfs.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
@@ -87,18 +86,31 @@ static uint64_t resident_bytes(const struct mf_region *d)
 	return n * page;
 }
 
-/* What the file behind a region holds already: a destination's RAM may be allocated.  Regions may share one: the first counts. */
-static uint64_t file_bytes(const struct mf_guest *g, uint32_t i, struct stat *ret)
+/* Both are files of one file system, or even one file. */
+static bool share(const struct mf_region *a, const struct mf_region *b, bool file)
 {
-	if (g->regions[i].fd < 0 || fstat(g->regions[i].fd, ret))
-		return 0;
+	struct stat x, y;
+	return a->fd >= 0 && b->fd >= 0 && !fstat(a->fd, &x) && !fstat(b->fd, &y) &&
+	       x.st_dev == y.st_dev && (!file || x.st_ino == y.st_ino);
+}
+
+static bool shares_with_earlier(const struct mf_guest *g, uint32_t i, bool file)
+{
 	for (uint32_t k = 0; k < i; k++) {
-		struct stat st;
-		if (g->regions[k].fd >= 0 && !fstat(g->regions[k].fd, &st) &&
-		    st.st_dev == ret->st_dev && st.st_ino == ret->st_ino)
-			return 0;
+		if (share(&g->regions[k], &g->regions[i], file))
+			return true;
 	}
-	return (uint64_t)ret->st_blocks * 512;
+	return false;
+}
+
+/* What the file behind a region holds already: a destination's RAM may be allocated.  Of regions that share one the first
+ * counts. */
+static uint64_t file_bytes(const struct mf_guest *g, uint32_t i)
+{
+	struct stat st;
+	if (g->regions[i].fd < 0 || fstat(g->regions[i].fd, &st) || shares_with_earlier(g, i, true))
+		return 0;
+	return (uint64_t)st.st_blocks * 512;
 }
 
 /* Bytes that the regions hold already. */
@@ -107,10 +119,9 @@ static uint64_t allocated_bytes(const struct mf_guest *g, uint64_t page_size)
 	uint64_t sum = 0;
 	for (uint32_t i = 0; i < g->n_regions; i++) {
 		const struct mf_region *d = &g->regions[i];
-		struct stat st;
-		if (d->page_size != page_size)
-			continue;
-		sum += d->fd < 0 && g->pid == getpid() ? resident_bytes(d) : file_bytes(g, i, &st);
+		if (d->page_size == page_size)
+			sum += d->fd < 0 && g->pid == getpid() ? resident_bytes(d)
+							       : file_bytes(g, i);
 	}
 	return sum;
 }
@@ -120,29 +131,17 @@ static uint64_t allocated_bytes(const struct mf_guest *g, uint64_t page_size)
 static void check_file_systems(struct mf_session *s)
 {
 	const struct mf_guest *g = &s->guest;
-	dev_t seen[MF_REGIONS_MAX];
-	unsigned n = 0;
 	for (uint32_t i = 0; i < g->n_regions; i++) {
 		const struct mf_region *d = &g->regions[i];
 		char want[24], have[24];
-		struct statvfs fs;
-		struct stat st, other;
-		unsigned k = 0;
-		if (d->fd < 0 || d->page_size > 4096 || fstat(d->fd, &st) || fstatvfs(d->fd, &fs) ||
-		    !fs.f_blocks)
+		uint64_t need = 0, room;
+		if (shares_with_earlier(g, i, false) || !eng_region_room(d, &room))
 			continue;
-		while (k < n && seen[k] != st.st_dev)
-			k++;
-		if (k < n)
-			continue;
-		seen[n++] = st.st_dev;
-		uint64_t need = 0, room = (uint64_t)fs.f_bavail * fs.f_frsize;
-		for (k = i; k < g->n_regions; k++) {
-			if (g->regions[k].fd < 0 || fstat(g->regions[k].fd, &other) ||
-			    other.st_dev != st.st_dev)
+		for (uint32_t k = i; k < g->n_regions; k++) {
+			if (!share(d, &g->regions[k], false))
 				continue;
 			need += g->regions[k].size;
-			room += file_bytes(g, k, &other);
+			room += file_bytes(g, k);
 		}
 		if (room < need)
 			eng_finding(s, MF_REFUSE, "destination memory",

@@ -570,14 +570,14 @@ int mf_session_create(const struct mf_session_params *given, struct mf_session *
 		if (r < 0)
 			return r;
 		s->guest_has_ended = !params->guest.ops;
+		bool is_ours = base_process_is_ours(&s->record.guest);
 		if (s->guest_has_ended && takes_guest(s) && base_process_lives(&s->record.guest))
 			return base_error(
 				err, -MF_EREFUSED, MF_SCOPE_HOST,
 				"session %s: its guest (pid %d%s) %s: it takes that to go on",
 				s->report.session, s->record.guest.pid,
-				base_process_is_ours(&s->record.guest) ? ""
-								       : ", in another namespace",
-				base_process_is_ours(&s->record.guest) ? "lives" : "may live");
+				is_ours ? "" : ", in another namespace",
+				is_ours ? "lives" : "may live");
 	} else if (params->side == MF_SOURCE) {
 		name_session(s);
 	}
