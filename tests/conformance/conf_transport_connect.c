@@ -23,34 +23,6 @@
 
 /* T10 */
 
-struct acceptor {
-	pthread_t thread;
-	struct tp_listener *listener;
-	uint8_t token[TP_TOKEN_SIZE];
-	uint64_t deadline_us;
-	struct tp_lane *lane;
-	int ret;
-	struct mf_error err;
-};
-
-static void *run_acceptor(void *arg)
-{
-	struct acceptor *acceptor = arg;
-
-	acceptor->ret = tp_accept(acceptor->listener, acceptor->token, acceptor->deadline_us,
-				  &acceptor->lane, &acceptor->err);
-	return NULL;
-}
-
-static void start_acceptor(struct acceptor *acceptor, uint64_t deadline_us)
-{
-	memset(acceptor, 0, sizeof(*acceptor));
-	acceptor->listener = rig.listener;
-	acceptor->deadline_us = deadline_us;
-	memcpy(acceptor->token, rig.token, TP_TOKEN_SIZE);
-	assert_int_equal(pthread_create(&acceptor->thread, NULL, run_acceptor, acceptor), 0);
-}
-
 static int tcp_connect(const char *addr)
 {
 	struct sockaddr_in sin = { .sin_family = AF_INET };
@@ -70,12 +42,12 @@ static int tcp_connect(const char *addr)
 
 void t10_a_wrong_token_is_refused(void **state)
 {
-	struct acceptor acceptor;
+	struct rig_acceptor acceptor;
 	struct tp_lane *lane = NULL;
 
 	(void)state;
 	open_rig(8, 0, MIB, BOTH);
-	start_acceptor(&acceptor, PATIENCE);
+	rig_start_acceptor(&rig, &acceptor, PATIENCE);
 	for (unsigned i = 0; i < 3; i++) {
 		struct mf_error err = { 0 };
 		uint8_t wrong[TP_TOKEN_SIZE];
@@ -105,13 +77,13 @@ void t10_a_wrong_token_is_refused(void **state)
 
 void t10_a_wrong_token_never_becomes_a_lane(void **state)
 {
-	struct acceptor acceptor;
+	struct rig_acceptor acceptor;
 	struct tp_lane *lane = NULL;
 	uint8_t wrong[TP_TOKEN_SIZE] = { 0 };
 
 	(void)state;
 	open_rig(8, 0, MIB, BOTH);
-	start_acceptor(&acceptor, base_deadline_ms(1500));
+	rig_start_acceptor(&rig, &acceptor, base_deadline_ms(1500));
 	struct mf_error err = { 0 };
 	assert_true(tp_connect(rig.near_domain, rig.addr, wrong, 5, PATIENCE, &lane, &err) < 0);
 	assert_int_equal(pthread_join(acceptor.thread, NULL), 0);
@@ -123,7 +95,7 @@ void t10_a_wrong_token_never_becomes_a_lane(void **state)
 /* Those that are no memferry at all: silent, gone at once, talking nonsense. */
 void t10_strangers_do_not_hinder(void **state)
 {
-	struct acceptor acceptor;
+	struct rig_acceptor acceptor;
 	struct tp_lane *lane = NULL;
 	int silent[8];
 	char junk[4096];
@@ -133,7 +105,7 @@ void t10_strangers_do_not_hinder(void **state)
 		return; /* its own suite knows how to be a stranger: conf_verbs.c */
 	open_rig(8, 0, MIB, BOTH);
 	memset(junk, 0x5a, sizeof(junk));
-	start_acceptor(&acceptor, PATIENCE);
+	rig_start_acceptor(&rig, &acceptor, PATIENCE);
 	for (unsigned i = 0; i < BASE_ARRAY_LEN(silent); i++) {
 		silent[i] = tcp_connect(rig.addr);
 		(void)close(tcp_connect(rig.addr));
@@ -153,7 +125,7 @@ void t10_strangers_do_not_hinder(void **state)
 	tp_lane_close(lane);
 	tp_lane_close(acceptor.lane);
 	/* A silent one is given up in the end, and none outlives the listener. */
-	start_acceptor(&acceptor, PATIENCE);
+	rig_start_acceptor(&rig, &acceptor, PATIENCE);
 	struct pollfd pfd = { .fd = silent[0], .events = POLLIN };
 	assert_int_equal(poll(&pfd, 1, RIG_PATIENCE_MS), 1);
 	assert_int_equal(recv(silent[0], junk, 1, 0), 0);

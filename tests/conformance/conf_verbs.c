@@ -193,29 +193,6 @@ static void registering_on_demand_is_only_asked_for(void **state)
 
 /* Strangers */
 
-struct acceptor {
-	pthread_t thread;
-	uint64_t deadline_us;
-	struct tp_lane *lane;
-	int ret;
-	struct mf_error err;
-};
-
-static void *run_acceptor(void *arg)
-{
-	struct acceptor *acceptor = arg;
-
-	acceptor->ret = tp_accept(rig.listener, rig.token, acceptor->deadline_us, &acceptor->lane,
-				  &acceptor->err);
-	return NULL;
-}
-
-static void start_acceptor(struct acceptor *acceptor, uint64_t deadline_us)
-{
-	*acceptor = (struct acceptor){ .deadline_us = deadline_us };
-	assert_int_equal(pthread_create(&acceptor->thread, NULL, run_acceptor, acceptor), 0);
-}
-
 struct stranger {
 	struct rdma_event_channel *channel;
 	struct rdma_cm_id *id;
@@ -285,7 +262,7 @@ static void go_away(struct stranger *stranger)
 	rdma_destroy_event_channel(stranger->channel);
 }
 
-static void connect_well(struct acceptor *acceptor)
+static void connect_well(struct rig_acceptor *acceptor)
 {
 	struct mf_error err = { 0 };
 	struct tp_lane *lane = NULL;
@@ -302,14 +279,14 @@ static void connect_well(struct acceptor *acceptor)
 
 static void strangers_are_refused(void **state)
 {
-	struct acceptor acceptor;
+	struct rig_acceptor acceptor;
 	struct stranger stranger;
 	uint8_t junk[56], answer[8];
 	int status;
 
 	(void)state;
 	open_rig(8, 0, MIB);
-	start_acceptor(&acceptor, PATIENCE);
+	rig_start_acceptor(&rig, &acceptor, PATIENCE);
 	for (unsigned i = 0; i < 6; i++) {
 		memset(junk, i & 1 ? 0x5a : 0, sizeof(junk));
 		if (i >= 4) /* our magic, version 1, and a token of zeroes */
@@ -332,7 +309,7 @@ static void strangers_are_refused(void **state)
 /* It has the token, and then does not go on: silent, or gone. */
 static void half_a_connection_does_not_hinder(void **state)
 {
-	struct acceptor acceptor;
+	struct rig_acceptor acceptor;
 	struct stranger stranger;
 	uint8_t hello[56] = "fmem\1";
 
@@ -340,7 +317,7 @@ static void half_a_connection_does_not_hinder(void **state)
 	open_rig(8, 0, MIB);
 	memcpy(hello + 8, rig.token, TP_TOKEN_SIZE);
 	uint64_t deadline = base_deadline_ms(1500);
-	start_acceptor(&acceptor, deadline);
+	rig_start_acceptor(&rig, &acceptor, deadline);
 	knock(&stranger, hello, sizeof(hello));
 	assert_int_equal(pthread_join(acceptor.thread, NULL), 0);
 	assert_int_equal(acceptor.ret, -ETIMEDOUT);
@@ -348,7 +325,7 @@ static void half_a_connection_does_not_hinder(void **state)
 	assert_true(base_now_us() >= deadline);
 	go_away(&stranger);
 
-	start_acceptor(&acceptor, PATIENCE);
+	rig_start_acceptor(&rig, &acceptor, PATIENCE);
 	knock(&stranger, hello, sizeof(hello));
 	go_away(&stranger);
 	connect_well(&acceptor);

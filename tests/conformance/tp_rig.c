@@ -198,6 +198,22 @@ void rig_close(struct rig *rig)
 	(void)munmap(rig->far_view, rig->params.bytes);
 }
 
+static void *run_acceptor(void *arg)
+{
+	struct rig_acceptor *acceptor = arg;
+
+	acceptor->ret = tp_accept(acceptor->listener, acceptor->token, acceptor->deadline_us,
+				  &acceptor->lane, &acceptor->err);
+	return NULL;
+}
+
+void rig_start_acceptor(const struct rig *rig, struct rig_acceptor *acceptor, uint64_t deadline_us)
+{
+	*acceptor = (struct rig_acceptor){ .listener = rig->listener, .deadline_us = deadline_us };
+	memcpy(acceptor->token, rig->token, TP_TOKEN_SIZE);
+	assert_int_equal(pthread_create(&acceptor->thread, NULL, run_acceptor, acceptor), 0);
+}
+
 struct tp_xfer rig_xfer(const struct rig *rig, uint64_t near_at, uint64_t far_at, uint64_t len,
 			uint64_t cookie)
 {

@@ -85,6 +85,18 @@ void rig_shut_far(struct rig *rig, unsigned nr);
 void rig_on_far(struct rig *rig, unsigned nr, void (*call)(struct tp_lane *lane, void *arg),
 		void *arg);
 
+/* Accepts one lane at the far end, in a thread that is to be joined. */
+struct rig_acceptor {
+	pthread_t thread;
+	struct tp_listener *listener;
+	uint8_t token[TP_TOKEN_SIZE];
+	uint64_t deadline_us;
+	struct tp_lane *lane;
+	int ret;
+	struct mf_error err;
+};
+void rig_start_acceptor(const struct rig *rig, struct rig_acceptor *acceptor, uint64_t deadline_us);
+
 /* An operation between the same offset of both memories; the cookie is given. */
 struct tp_xfer rig_xfer(const struct rig *rig, uint64_t near_at, uint64_t far_at, uint64_t len,
 			uint64_t cookie);
